@@ -1,0 +1,5 @@
+//! Settings: sources, precedence, validation.
+
+/// To be written.
+#[derive(Debug)]
+pub struct Settings {}

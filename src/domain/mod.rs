@@ -1,0 +1,13 @@
+//! What the system talks about: identifiers, tenants, staff contacts, events, subscriptions.
+//!
+//! Pure decisions and types. Nothing here does I/O, awaits, reads a clock or logs; time and
+//! random numbers come in as arguments, so that every rule can be tested by itself.
+
+pub mod clock;
+pub mod contact;
+pub mod contact_rules;
+pub mod event;
+pub mod id;
+pub mod page;
+pub mod subscription;
+pub mod tenancy;

@@ -1,0 +1,15 @@
+//! Rollcall keeps an organisation's roll of staff contacts and calls every system that must know when it changes.
+//!
+//! The modules stand in reading order: what the system talks about, where it is kept, who changes it, and how
+//! a change gets out. `ARCHITECTURE.md` is the map; `tests/architecture.rs` holds who may import whom.
+
+pub mod domain;
+pub mod store;
+pub mod directory;
+pub mod delivery;
+pub mod subscriptions;
+pub mod http;
+pub mod api;
+pub mod config;
+pub mod app;
+pub mod cli;
