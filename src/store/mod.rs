@@ -1,1 +1,130 @@
-//! To be written.
+//! The only place that knows SQL: reads as a trait, writes through one queue into group commits.
+//!
+//! A back end implements [`Read`] and runs a writer that takes groups from the [`queue`]. A group is one
+//! transaction and one sync. For each command of a group the writer asks the pure decision in `domain` on the rows
+//! as they are at that point of the transaction, earlier commands of the same group included. A refused command
+//! leaves no trace and does not touch its neighbours. When the store fails in a group, every caller of the group
+//! gets [`Error::Unavailable`]: the outcome is unknown to it.
+
+pub mod command;
+pub mod queue;
+pub mod rows;
+pub mod sqlite;
+#[cfg(test)]
+pub mod conformance;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::domain::clock::Timestamp;
+use crate::domain::contact::{FieldError, StaffContact};
+use crate::domain::event::Event;
+use crate::domain::id::{AppId, ContactId, ServiceId};
+use crate::domain::page::Page;
+use crate::domain::subscription::{SigningSecret, Subscription};
+use crate::domain::tenancy::{App, Service, TokenHash};
+
+use self::queue::Write;
+use self::rows::{ContactList, ContactQuery, LaneRow, SubscriptionStatus};
+
+/// What went wrong, as far as a caller can act on it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// There is no such row in this service.
+    #[error("not found")]
+    NotFound,
+    /// The command breaks a rule of one field.
+    #[error("{0}")]
+    Refused(FieldError),
+    /// Another contact of the service has this value.
+    #[error("{0}")]
+    Conflict(FieldError),
+    /// The contact has another version than the caller asked for.
+    #[error("the current version is {current}")]
+    VersionMismatch {
+        /// The version it has.
+        current: u64,
+    },
+    /// The idempotency key was used before with another request.
+    #[error("the key was used before with another request")]
+    KeyReused,
+    /// A request that arrived later has stored already, or the generation is over.
+    #[error("superseded by a later request")]
+    Superseded,
+    /// The store is away, or the group failed: the outcome is unknown. May be tried again.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// The store holds something it must not, or a statement is wrong.
+    #[error("store error: {0}")]
+    Internal(String),
+}
+
+/// What a read gives, when it is there.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+/// Everything that can be read. A hidden service (one that is being removed) is not there.
+pub trait Read: Send + Sync + std::fmt::Debug {
+    /// The app of a token that has not expired at `now`.
+    fn find_app_by_token(&self, token: TokenHash, now: Timestamp) -> Answer<'_, Option<App>>;
+    /// The hash of the stored admin token.
+    fn find_admin_token(&self) -> Answer<'_, Option<TokenHash>>;
+    /// One service.
+    fn find_service(&self, service: ServiceId) -> Answer<'_, Option<Service>>;
+    /// The services, oldest first; `after` is the last id of the page before.
+    fn list_services(&self, after: Option<ServiceId>, limit: u32) -> Answer<'_, Page<Service>>;
+    /// The apps of a service, oldest first.
+    fn list_apps(&self, service: ServiceId, after: Option<AppId>, limit: u32) -> Answer<'_, Page<App>>;
+    /// One contact.
+    fn find_contact(&self, service: ServiceId, id: ContactId) -> Answer<'_, Option<StaffContact>>;
+    /// A slice of the roll, oldest first, together with the total and the log's head at the same instant.
+    fn list_contacts(&self, service: ServiceId, query: ContactQuery) -> Answer<'_, ContactList>;
+    /// The stored subscription of an app.
+    fn find_subscription(&self, service: ServiceId, app: AppId) -> Answer<'_, Option<Subscription>>;
+    /// Where the subscription of an app stands.
+    fn get_subscription_status(&self, service: ServiceId, app: AppId) -> Answer<'_, SubscriptionStatus>;
+    /// The secrets that sign for an app at `now`, newest first. The app is there, so there is at least one.
+    fn list_signing_secrets(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        now: Timestamp,
+    ) -> Answer<'_, Vec<SigningSecret>>;
+    /// The head of every service's log.
+    fn list_heads(&self) -> Answer<'_, Vec<(ServiceId, u64)>>;
+    /// Every enabled subscription with its progress and held deliveries, in one pass.
+    fn list_lanes(&self) -> Answer<'_, Vec<LaneRow>>;
+    /// One subscription as [`Self::list_lanes`] gives it; `None` unless it is enabled.
+    fn find_lane(&self, service: ServiceId, app: AppId) -> Answer<'_, Option<LaneRow>>;
+    /// Events after a number, in order, at most `limit`, without gaps among them.
+    fn list_events(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Vec<Event>>;
+    /// Whether the store can be read and written; the reason when not.
+    fn check(&self) -> Answer<'_, ()>;
+}
+
+/// What a commit changed: handed to the listener after the commit and before any caller is answered.
+#[derive(Debug, Default)]
+pub struct Commit {
+    /// New events, in log order per service.
+    pub events: Vec<Arc<Event>>,
+    /// Subscriptions whose generation changed.
+    pub subscriptions: Vec<(ServiceId, AppId)>,
+    /// Whether a service, app, token or secret changed.
+    pub tenancy: bool,
+    /// Services that were hidden: their lanes must stop.
+    pub hidden: Vec<ServiceId>,
+    /// Whether the store was opened again after a failure: everything held in memory must be read anew.
+    pub reopened: bool,
+}
+
+/// Hears of commits. Called on the writer's own thread: it must not block.
+pub type CommitListener = Arc<dyn Fn(&Commit) + Send + Sync>;
+
+/// An open store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// Reads.
+    pub read: Arc<dyn Read>,
+    /// Writes.
+    pub write: Write,
+}
