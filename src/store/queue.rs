@@ -38,12 +38,18 @@ pub type RecordListener = Box<dyn FnOnce(Result<(), Error>) + Send>;
 pub struct Waiting {
     /// The command.
     pub command: Command,
+    /// Who awaits the reply.
+    pub caller: Caller,
+}
+
+/// Who awaits the reply to a command.
+pub struct Caller {
     reply: oneshot::Sender<Result<Reply, Error>>,
     // Given back when the command is done, also when its caller has gone away.
     _permits: [OwnedSemaphorePermit; 2],
 }
 
-impl Waiting {
+impl Caller {
     /// Answers the caller; one that has gone away is no fault.
     pub fn answer(self, result: Result<Reply, Error>) {
         drop(self.reply.send(result));
@@ -71,7 +77,7 @@ impl Group {
     /// Ends the group for everyone in it.
     pub fn fail(self, error: &Error) {
         for waiting in self.commands {
-            waiting.answer(Err(error.clone()));
+            waiting.caller.answer(Err(error.clone()));
         }
         for waiting in self.records {
             (waiting.listener)(Err(error.clone()));
@@ -164,7 +170,7 @@ impl Queue {
         let mut inner = self.lock();
         if inner.closed {
             drop(inner);
-            waiting.answer(Err(closed()));
+            waiting.caller.answer(Err(closed()));
             return;
         }
         inner.commands.push_back(waiting);
@@ -235,7 +241,7 @@ impl Write {
         let bytes = Arc::clone(&self.bytes).acquire_many_owned(units).await.map_err(|_| closed())?;
         let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
-        self.queue.push(Waiting { command, reply, _permits: [bytes, place] });
+        self.queue.push(Waiting { command, caller: Caller { reply, _permits: [bytes, place] } });
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
