@@ -22,7 +22,11 @@ pub fn default_file() -> String {
         for line in wrapped(&format!("{} Accepted: {}.", setting.doc, setting.rule)) {
             text.push_str(&format!("# {line}\n"));
         }
-        text.push_str(&format!("#{} = {}\n", setting.name, in_file(setting, setting.default)));
+        text.push_str(&format!(
+            "#{} = {}\n",
+            setting.name,
+            in_file(setting, setting.default)
+        ));
     }
     text
 }
@@ -69,7 +73,12 @@ fn describe(text: &mut String, setting: &Setting) -> std::fmt::Result {
         writeln!(text, "* Default of `rollcall dev`: {}.", quoted(value))?;
     }
     if setting.name != "admin_token" {
-        writeln!(text, "* In the file: `{} = {}`.", setting.name, in_file(setting, setting.example))?;
+        writeln!(
+            text,
+            "* In the file: `{} = {}`.",
+            setting.name,
+            in_file(setting, setting.example)
+        )?;
     }
     writeln!(
         text,
@@ -80,7 +89,11 @@ fn describe(text: &mut String, setting: &Setting) -> std::fmt::Result {
 }
 
 fn quoted(value: &str) -> String {
-    if value.is_empty() { "empty".to_owned() } else { format!("`{value}`") }
+    if value.is_empty() {
+        "empty".to_owned()
+    } else {
+        format!("`{value}`")
+    }
 }
 
 /// The value in TOML. Values of the table hold no character that TOML would have escaped.
