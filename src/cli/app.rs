@@ -11,7 +11,7 @@ use crate::domain::tenancy::Scope;
 /// The commands about apps.
 #[derive(Debug, Subcommand)]
 pub(super) enum AppCommand {
-    /// Create an app; its AppToken is printed once.
+    /// Create an app; its `AppToken` is printed once.
     Create {
         /// What it is called; at most 50 characters.
         name: String,
@@ -33,7 +33,7 @@ pub(super) enum AppCommand {
         #[command(flatten)]
         of: OfService,
     },
-    /// Make a new AppToken; the old one works 24 h longer.
+    /// Make a new `AppToken`; the old one works 24 h longer.
     RotateToken {
         /// The app's identifier.
         id: String,

@@ -296,3 +296,62 @@ fn judge(url: &Url, status: StatusCode, bytes: &[u8]) -> anyhow::Result<Value> {
     }
     .into())
 }
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use url::Url;
+
+    use super::{Client, judge};
+    use crate::domain::tenancy::Token;
+
+    fn client(base: &str) -> anyhow::Result<Client> {
+        Client::new(base, Token::from_text("t"))
+    }
+
+    #[test]
+    fn identifiers_stay_one_segment_of_the_path() {
+        let client = client("https://h.example/base/?x#y").unwrap();
+
+        let url = client
+            .url(&["v1", "a/b?c"], &[("fullName", "a&b c".to_owned())])
+            .unwrap();
+
+        assert_eq!(
+            url.as_str(),
+            "https://h.example/base/v1/a%2Fb%3Fc?fullName=a%26b+c"
+        );
+        assert!(client.url(&["v1", ".."], &[]).is_err());
+        assert!(client.url(&["v1", ""], &[]).is_err());
+    }
+
+    #[test]
+    fn only_web_urls_are_servers() {
+        for base in [
+            "",
+            "h.example",
+            "ftp://h.example",
+            "localhost:8080",
+            "http://",
+        ] {
+            assert!(client(base).is_err(), "{base}");
+        }
+    }
+
+    #[test]
+    fn refusals_say_what_to_do_and_strange_answers_are_named() {
+        let url = Url::parse("http://h.example/v1").unwrap();
+        let message = |status: u16, body: &str| {
+            let status = StatusCode::from_u16(status).unwrap();
+            format!("{:#}", judge(&url, status, body.as_bytes()).unwrap_err())
+        };
+
+        assert_eq!(
+            message(401, r#"{"code":6452000,"message":"Invalid token"}"#),
+            "the server refused: Invalid token (HTTP 401 Unauthorized, code 6452000); \
+             check --token or ROLLCALL_TOKEN"
+        );
+        assert!(message(200, "{}").contains("http://h.example answered HTTP 200 OK but is no"));
+        assert!(message(502, "<html>").contains("is no Rollcall server"));
+    }
+}

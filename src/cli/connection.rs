@@ -17,8 +17,13 @@ pub(super) const URL_DEFAULT: &str = "http://127.0.0.1:8080";
 /// What every command that calls the server takes.
 #[derive(Args)]
 pub(super) struct Connection {
-    /// The server [default: http://127.0.0.1:8080].
-    #[arg(long, env = "ROLLCALL_URL", value_name = "URL")]
+    /// The server; without it and without dev.json the one on this machine.
+    #[arg(
+        long,
+        env = "ROLLCALL_URL",
+        value_name = "URL",
+        help = "The server [default: http://127.0.0.1:8080]"
+    )]
     url: Option<String>,
     /// The token; without it the credentials in ./rollcall-data/dev.json are used, if they are there.
     #[arg(
@@ -102,7 +107,7 @@ impl Connection {
 }
 
 impl AppConnection {
-    /// A client with the AppToken, and the app.
+    /// A client with the `AppToken`, and the app.
     pub(super) fn client(&self) -> anyhow::Result<(Client, String)> {
         self.find_client()?.ok_or_else(|| {
             Usage(

@@ -56,14 +56,19 @@ fn admin_token(settings: &config::Settings, kept: &DevCredentials) -> anyhow::Re
 async fn welcome(running: &Running, kept: &mut DevCredentials, json: bool) -> anyhow::Result<()> {
     kept.base_url = serve::base_url(running.address);
     kept.data_dir.clone_from(&running.data_dir);
+    prepare(kept).await?;
+    if json {
+        return output::print(&serde_json::to_string(kept)?);
+    }
+    output::print(&text(kept))
+}
+
+/// Makes service and app unless those of the last start still work, and keeps the credentials.
+async fn prepare(kept: &mut DevCredentials) -> anyhow::Result<()> {
     if !still_good(kept).await? {
         make_demo(kept).await?;
     }
-    kept.store(&running.data_dir)?;
-    if json {
-        return output::print_json(&serde_json::to_value(&*kept)?);
-    }
-    output::print(&text(kept))
+    kept.store(&kept.data_dir)
 }
 
 /// Whether the server still knows the app and its token.
@@ -142,3 +147,7 @@ fn text(kept: &DevCredentials) -> String {
 Started in this directory, `rollcall listen`, `rollcall staff list` and the others need no options."#
     )
 }
+
+#[cfg(test)]
+#[path = "dev_tests.rs"]
+mod tests;

@@ -38,8 +38,8 @@ Exit codes:
   2    wrong usage, or faults in the configuration
   130, 143  ended at once by a second SIGINT or SIGTERM
 
-Without --token the commands that call a server use the credentials in ./rollcall-data/dev.json, if `rollcall dev`
-has left them there, and only towards that server.";
+Without --token the commands that call a server use the credentials that
+`rollcall dev` left in ./rollcall-data/dev.json, and only towards that server.";
 
 /// Keeps the roll of staff contacts and calls every system that must know when it changes.
 #[derive(Debug, Parser)]
@@ -63,10 +63,10 @@ enum Command {
     /// Create, list and delete apps of a service, rotate their tokens (admin token).
     #[command(subcommand)]
     App(app::AppCommand),
-    /// List, show, create, edit and delete staff contacts (AppToken).
+    /// List, show, create, edit and delete staff contacts (`AppToken`).
     #[command(subcommand)]
     Staff(staff::StaffCommand),
-    /// Show and set the subscription of an app (AppToken).
+    /// Show and set the subscription of an app (`AppToken`).
     #[command(subcommand)]
     Subscription(subscription::SubscriptionCommand),
     /// Replace a lost admin token while no server runs.

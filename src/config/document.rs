@@ -3,8 +3,6 @@
 //! `rollcall config show` prints the first; `rollcall config docs` prints the second, and a test compares it with
 //! the file that is checked in.
 
-use std::fmt::Write;
-
 use super::table::{Kind, SETTINGS, Setting};
 
 /// Width of comment lines in the default file, in characters.
@@ -36,7 +34,7 @@ pub fn default_file() -> String {
 pub fn markdown() -> String {
     let mut text = String::from(INTRODUCTION);
     for setting in &SETTINGS {
-        describe(&mut text, setting).expect("writing to a String does not fail");
+        text.push_str(&describe(setting));
     }
     text
 }
@@ -65,27 +63,34 @@ This page is made by `rollcall config docs`; a test compares the two.
 ## Settings
 ";
 
-fn describe(text: &mut String, setting: &Setting) -> std::fmt::Result {
-    writeln!(text, "\n### `{}`\n\n{}\n", setting.name, setting.doc)?;
-    writeln!(text, "* Accepted: {}.", setting.rule)?;
-    writeln!(text, "* Default: {}.", quoted(setting.default))?;
+fn describe(setting: &Setting) -> String {
+    let Setting {
+        name,
+        doc,
+        rule,
+        example,
+        ..
+    } = setting;
+    let mut text = format!("\n### `{name}`\n\n{doc}\n\n* Accepted: {rule}.\n");
+    text.push_str(&format!("* Default: {}.\n", quoted(setting.default)));
     if let Some(value) = setting.development {
-        writeln!(text, "* Default of `rollcall dev`: {}.", quoted(value))?;
+        text.push_str(&format!(
+            "* Default of `rollcall dev`: {}.\n",
+            quoted(value)
+        ));
     }
-    if setting.name != "admin_token" {
-        writeln!(
-            text,
-            "* In the file: `{} = {}`.",
-            setting.name,
-            in_file(setting, setting.example)
-        )?;
+    // The example of a token is a description; nobody should copy a token from a page.
+    if *name != "admin_token" {
+        text.push_str(&format!(
+            "* In the file: `{name} = {}`.\n",
+            in_file(setting, example)
+        ));
     }
-    writeln!(
-        text,
-        "* In the environment: `{}`. As a flag: `{}`.",
-        setting.variable(),
-        setting.flag()
-    )
+    let (variable, flag) = (setting.variable(), setting.flag());
+    text.push_str(&format!(
+        "* In the environment: `{variable}`. As a flag: `{flag}`.\n"
+    ));
+    text
 }
 
 fn quoted(value: &str) -> String {

@@ -213,10 +213,18 @@ impl Reader {
     }
 
     fn judge_timeouts(&mut self, settings: &Settings) {
-        if settings.connect_timeout > settings.request_timeout {
-            let request = self.raw.values["request_timeout"].text.clone();
-            self.refuse("connect_timeout", &format!("request_timeout is {request}"));
+        if settings.connect_timeout <= settings.request_timeout {
+            return;
         }
+        // The one that somebody wrote is to blame, not a default.
+        let written = |name: &str| self.raw.values[name].source != Source::Default;
+        let (blamed, other) = if written("request_timeout") && !written("connect_timeout") {
+            ("request_timeout", "connect_timeout")
+        } else {
+            ("connect_timeout", "request_timeout")
+        };
+        let why = format!("{other} is {}", self.raw.values[other].text);
+        self.refuse(blamed, &why);
     }
 
     fn refuse(&mut self, name: &str, why: &str) {

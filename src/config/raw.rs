@@ -266,14 +266,15 @@ fn entry_text(entry: &toml::Value) -> Option<String> {
     }
 }
 
-/// The setting that was probably meant: the same letters but for case and dashes, or at most two edits away.
+/// The setting that was probably meant: the same letters but for case and dashes, or at most two edits
+/// in a name that is long enough to be recognised.
 fn near(name: &str) -> Option<&'static str> {
     let name = name.to_ascii_lowercase().replace('-', "_");
     SETTINGS
         .iter()
         .map(|setting| (distance(setting.name, &name), setting.name))
         .min()
-        .filter(|(edits, _)| *edits <= 2)
+        .filter(|(edits, near)| *edits <= 2 && edits * 3 < near.len())
         .map(|(_, near)| near)
 }
 
