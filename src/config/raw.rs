@@ -20,8 +20,8 @@ use super::table::{
 /// another file.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Where the texts come from.
-#[derive(Clone, Debug, Default)]
+/// Where the texts come from. Has no debug form, because the texts may hold the admin token.
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The file that a flag names; it wins over the one that the environment names.
     pub file: Option<PathBuf>,
