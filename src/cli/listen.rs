@@ -71,19 +71,19 @@ pub(super) async fn run(args: ListenArgs) -> anyhow::Result<()> {
     let receiver = Arc::new(receiver(&args, seen));
     let accepting = tokio::spawn(accept(listener, Arc::clone(&receiver)));
     tell(json, &format!("listening on {target}"))?;
-    let start = begin(&args, app.as_ref(), &receiver, &target);
-    let subscribed = tokio::select! {
-        subscribed = start => subscribed?,
-        code = signals.next() => std::process::exit(code),
-    };
+    let (subscribed, mut stopping) =
+        begin(&args, app.as_ref(), &receiver, &target, &mut signals).await?;
     let ended = loop {
+        if stopping {
+            break Ok(());
+        }
         tokio::select! {
             Some(received) = printed.recv() => {
                 if let Err(closed) = show(json, &received) {
                     break Err(closed);
                 }
             }
-            _ = signals.next() => break Ok(()),
+            _ = signals.next() => stopping = true,
         }
     };
     if let (true, Some((client, app))) = (subscribed, &app) {
@@ -123,50 +123,60 @@ fn receiver(args: &ListenArgs, seen: mpsc::Sender<Received>) -> Receiver {
     }
 }
 
-/// Fetches the secret and subscribes; says whether it did.
+/// Fetches the secret and subscribes; says whether it did, and whether a signal came meanwhile. A signal while
+/// the server subscribes counts as subscribed, because the server may be through with it.
 async fn begin(
     args: &ListenArgs,
     app: Option<&(Client, String)>,
     receiver: &Receiver,
     target: &str,
-) -> anyhow::Result<bool> {
+    signals: &mut Signals,
+) -> anyhow::Result<(bool, bool)> {
     let Some((client, app)) = app else {
         output::complain(
-            "no app given, so nothing was subscribed: PATCH this URL yourself, or give --app and --token",
+            "no app given, so nothing was subscribed: subscribe this URL yourself, or give --app and --token",
         );
-        return Ok(false);
+        return Ok((false, false));
     };
     if args.secret.is_none() {
-        let path = [
-            "v1",
-            "api",
-            "apps",
-            app,
-            "staff-contact-event-sub",
-            "secret",
-        ];
-        let answer = client
-            .ask(Method::GET, &path)
-            .await
-            .context("cannot fetch the secret")?;
-        let secret = answer["secret"].as_str().and_then(signing::parse_secret);
-        let secret = secret.context("the server's secret is not of the form whsec_…")?;
+        let secret = tokio::select! {
+            secret = fetch_secret(client, app) => secret?,
+            _ = signals.next() => return Ok((false, true)),
+        };
         *receiver
             .secret
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Some(secret);
     }
     if args.no_subscribe {
-        return Ok(false);
+        return Ok((false, false));
     }
-    set(client, app, true, target)
-        .await
-        .context("cannot subscribe")?;
+    tokio::select! {
+        subscribed = set(client, app, true, target) => subscribed.context("cannot subscribe")?,
+        _ = signals.next() => return Ok((true, true)),
+    }
     tell(
         args.connection.connection.json,
         &format!("subscribed {app}; end with Ctrl-C"),
     )?;
-    Ok(true)
+    Ok((true, false))
+}
+
+async fn fetch_secret(client: &Client, app: &str) -> anyhow::Result<SigningSecret> {
+    let path = [
+        "v1",
+        "api",
+        "apps",
+        app,
+        "staff-contact-event-sub",
+        "secret",
+    ];
+    let answer = client
+        .ask(Method::GET, &path)
+        .await
+        .context("cannot fetch the secret")?;
+    let secret = answer["secret"].as_str().and_then(signing::parse_secret);
+    secret.context("the server's secret is not of the form whsec_…")
 }
 
 async fn set(client: &Client, app: &str, enabled: bool, url: &str) -> anyhow::Result<()> {
