@@ -155,11 +155,10 @@ async fn begin(
         subscribed = set(client, app, true, target) => subscribed.context("cannot subscribe")?,
         _ = signals.next() => return Ok((true, true)),
     }
-    tell(
-        args.connection.connection.json,
-        &format!("subscribed {app}; end with Ctrl-C"),
-    )?;
-    Ok((true, false))
+    // When nobody reads any longer, the end is in order too: what was subscribed is unsubscribed.
+    let text = format!("subscribed {app}; end with Ctrl-C");
+    let closed = tell(args.connection.connection.json, &text).is_err();
+    Ok((true, closed))
 }
 
 async fn fetch_secret(client: &Client, app: &str) -> anyhow::Result<SigningSecret> {
