@@ -22,9 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::outcome::Outcome;
-use super::retry::{
-    Circuit, GIVE_UP_AGE, GIVE_UP_ATTEMPTS, UNCOUNTED_WAIT, pause, spread,
-};
+use super::retry::{Circuit, GIVE_UP_AGE, GIVE_UP_ATTEMPTS, UNCOUNTED_WAIT, pause, spread};
 use crate::domain::clock::Moment;
 use crate::domain::id::ContactId;
 
@@ -57,7 +55,10 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { retry_schedule: super::retry::SCHEDULE_DEFAULT.to_vec(), max_in_flight: 32 }
+        Self {
+            retry_schedule: super::retry::SCHEDULE_DEFAULT.to_vec(),
+            max_in_flight: 32,
+        }
     }
 }
 
@@ -337,7 +338,11 @@ impl Lane {
         match input {
             Input::Head(head) => self.head = self.head.max(head),
             Input::Loaded { after, events } => self.take_loaded(after, events),
-            Input::Ended { contact, outcome, keep_permit } => {
+            Input::Ended {
+                contact,
+                outcome,
+                keep_permit,
+            } => {
                 self.take_outcome(now, contact, outcome);
                 self.yielded = usize::from(!keep_permit && self.permits > self.flights.len());
                 self.permits -= self.yielded;
@@ -371,6 +376,12 @@ impl Lane {
         self.flights.len()
     }
 
+    /// Whether this event is loaded or held, and not durably finished.
+    #[must_use]
+    pub fn owes(&self, sequence: u64) -> bool {
+        self.owed.contains_key(&sequence)
+    }
+
     /// How it is doing.
     #[must_use]
     pub fn state(&self, now: Moment) -> LaneState {
@@ -387,7 +398,11 @@ impl Lane {
     /// attempt failed, or one is older than `patience`.
     #[must_use]
     pub fn doubtful(&self, now: Moment, patience: Duration) -> bool {
-        self.last_failed || self.flights.values().any(|flight| now.since(flight.started) > patience)
+        self.last_failed
+            || self
+                .flights
+                .values()
+                .any(|flight| now.since(flight.started) > patience)
     }
 
     /// Whether something is finished or changed that no commit has recorded yet.
@@ -404,7 +419,9 @@ impl Lane {
             return 0;
         }
         let due = self.waiting.range(..=(now, u64::MAX)).take(room).count();
-        (self.ready.len() + due).min(room).saturating_sub(self.permits - self.flights.len())
+        (self.ready.len() + due)
+            .min(room)
+            .saturating_sub(self.permits - self.flights.len())
     }
 
     /// Gives back the permits that no attempt uses.
@@ -429,8 +446,15 @@ impl Lane {
             Circuit::Open { probe_at, .. } => Some(probe_at),
             Circuit::Closed { .. } => None,
         };
-        let start = first.map(|at| at.max(probe_at.unwrap_or(at)).max(self.paused_until.unwrap_or(at)));
-        [start, self.record_again_at].into_iter().flatten().filter(|at| *at > now).min()
+        let start = first.map(|at| {
+            at.max(probe_at.unwrap_or(at))
+                .max(self.paused_until.unwrap_or(at))
+        });
+        [start, self.record_again_at]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at > now)
+            .min()
     }
 
     /// Attempts that may start now by the rules for the lane as a whole, permits apart.
@@ -445,13 +469,19 @@ impl Lane {
             Circuit::Closed { .. } => {
                 let slots = self.slots.min(self.settings.max_in_flight);
                 let unrecorded = used + self.unrecorded_count();
-                slots.saturating_sub(used).min(UNRECORDED_MAX.saturating_sub(unrecorded))
+                slots
+                    .saturating_sub(used)
+                    .min(UNRECORDED_MAX.saturating_sub(unrecorded))
             }
         }
     }
 
     fn unrecorded_count(&self) -> usize {
-        self.finished.len() + self.recording.as_ref().map_or(0, |record| record.finished.len())
+        self.finished.len()
+            + self
+                .recording
+                .as_ref()
+                .map_or(0, |record| record.finished.len())
     }
 
     fn start_attempts(&mut self, now: Moment, effects: &mut Vec<Effect>) {
@@ -486,7 +516,9 @@ impl Lane {
                 _ => None,
             }
         };
-        let Some(last) = self.probed else { return self.chains.iter().find_map(startable) };
+        let Some(last) = self.probed else {
+            return self.chains.iter().find_map(startable);
+        };
         self.chains
             .range((Excluded(last), Unbounded))
             .chain(self.chains.range((Unbounded, Included(last))))
@@ -494,24 +526,39 @@ impl Lane {
     }
 
     fn start(&mut self, now: Moment, sequence: u64, effects: &mut Vec<Effect>) {
-        let Some(owed) = self.owed.get_mut(&sequence) else { return };
+        let Some(owed) = self.owed.get_mut(&sequence) else {
+            return;
+        };
         self.ready.remove(&sequence);
         self.waiting.remove(&(owed.due, sequence));
         owed.phase = Phase::InFlight;
         owed.attempts += 1;
-        let flight = Flight { generation: self.generation, sequence, started: now };
+        let flight = Flight {
+            generation: self.generation,
+            sequence,
+            started: now,
+        };
         self.flights.insert(owed.contact, flight);
         if matches!(self.circuit, Circuit::Open { .. }) {
             self.probed = Some(owed.contact);
         }
-        effects.push(Effect::Start { sequence, contact: owed.contact, attempt: owed.attempts });
+        effects.push(Effect::Start {
+            sequence,
+            contact: owed.contact,
+            attempt: owed.attempts,
+        });
     }
 
     fn take_outcome(&mut self, now: Moment, contact: ContactId, outcome: Outcome) {
-        let Some(flight) = self.flights.remove(&contact) else { return };
+        let Some(flight) = self.flights.remove(&contact) else {
+            return;
+        };
         let sequence = flight.sequence;
         let current = flight.generation == self.generation
-            && self.owed.get(&sequence).is_some_and(|owed| owed.phase == Phase::InFlight);
+            && self
+                .owed
+                .get(&sequence)
+                .is_some_and(|owed| owed.phase == Phase::InFlight);
         if !current {
             self.take_old_outcome(contact, sequence, outcome);
             return;
@@ -533,7 +580,10 @@ impl Lane {
     /// An attempt that began before a restart: a success counts if the event is still owed; nothing else does.
     fn take_old_outcome(&mut self, contact: ContactId, sequence: u64, outcome: Outcome) {
         let delivered = outcome == Outcome::Delivered;
-        let head = self.chains.get(&contact).and_then(|chain| chain.front().copied());
+        let head = self
+            .chains
+            .get(&contact)
+            .and_then(|chain| chain.front().copied());
         if delivered && head == Some(sequence) {
             self.finish(sequence, Finish::Delivered);
             return;
@@ -561,7 +611,9 @@ impl Lane {
     }
 
     fn finish(&mut self, sequence: u64, how: Finish) {
-        let Some(owed) = self.owed.get_mut(&sequence) else { return };
+        let Some(owed) = self.owed.get_mut(&sequence) else {
+            return;
+        };
         self.ready.remove(&sequence);
         self.waiting.remove(&(owed.due, sequence));
         self.dirty.remove(&sequence);
@@ -571,11 +623,16 @@ impl Lane {
 
     fn fail(&mut self, now: Moment, sequence: u64) {
         let lone = self.chains.len() == 1;
-        let Some(owed) = self.owed.get_mut(&sequence) else { return };
+        let Some(owed) = self.owed.get_mut(&sequence) else {
+            return;
+        };
         let others_succeeded = owed.failed_at.is_some_and(|at| self.successes > at);
         owed.failed_at = Some(self.successes);
         self.last_failed = true;
-        let row = self.failing.get_or_insert(FailingRow { since: now, attempts: 0 });
+        let row = self.failing.get_or_insert(FailingRow {
+            since: now,
+            attempts: 0,
+        });
         row.attempts = row.attempts.saturating_add(1);
         self.failing_changed = true;
         if row.attempts >= GIVE_UP_ATTEMPTS && now.since(row.since) >= GIVE_UP_AGE {
@@ -594,7 +651,9 @@ impl Lane {
 
     /// A failure that is the event's fault: it uses up a step of the schedule.
     fn back_off(&mut self, now: Moment, sequence: u64) {
-        let Some(owed) = self.owed.get_mut(&sequence) else { return };
+        let Some(owed) = self.owed.get_mut(&sequence) else {
+            return;
+        };
         let step = usize::try_from(owed.retries_used).unwrap_or(usize::MAX);
         match self.settings.retry_schedule.get(step).copied() {
             Some(wait) => {
@@ -606,7 +665,9 @@ impl Lane {
     }
 
     fn wait(&mut self, now: Moment, sequence: u64, wait: Duration) {
-        let Some(owed) = self.owed.get_mut(&sequence) else { return };
+        let Some(owed) = self.owed.get_mut(&sequence) else {
+            return;
+        };
         let salt = sequence.rotate_left(32) ^ u64::from(owed.attempts);
         owed.due = now.plus(spread(wait, self.seed, salt));
         owed.phase = Phase::Waiting;
@@ -616,7 +677,9 @@ impl Lane {
 
     /// Holds an event, unless too many are held: then the cursor stops before it.
     fn hold(&mut self, sequence: u64) -> bool {
-        let Some(owed) = self.owed.get_mut(&sequence) else { return false };
+        let Some(owed) = self.owed.get_mut(&sequence) else {
+            return false;
+        };
         if !owed.held {
             if self.held >= HELD_MAX {
                 return false;
@@ -629,7 +692,9 @@ impl Lane {
     }
 
     fn pause(&mut self, now: Moment, sequence: u64, after: Option<Duration>) {
-        let Some(owed) = self.owed.get_mut(&sequence) else { return };
+        let Some(owed) = self.owed.get_mut(&sequence) else {
+            return;
+        };
         if owed.paused_at.is_some_and(|at| self.successes > at) {
             // Others got through since it was last answered so: this event is what the receiver does not want.
             owed.paused_at = Some(self.successes);
@@ -659,10 +724,16 @@ impl Lane {
         if self.flights.contains_key(&contact) {
             return;
         }
-        let Some(sequence) = self.chains.get(&contact).and_then(|chain| chain.front().copied()) else {
+        let Some(sequence) = self
+            .chains
+            .get(&contact)
+            .and_then(|chain| chain.front().copied())
+        else {
             return;
         };
-        let Some(owed) = self.owed.get_mut(&sequence) else { return };
+        let Some(owed) = self.owed.get_mut(&sequence) else {
+            return;
+        };
         if owed.phase != Phase::Queued {
             return;
         }
@@ -742,7 +813,10 @@ impl Lane {
         self.loading = true;
         let limit = u64::try_from(ahead).unwrap_or(u64::MAX).min(room);
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-        effects.push(Effect::Load { after: self.loaded_to, limit });
+        effects.push(Effect::Load {
+            after: self.loaded_to,
+            limit,
+        });
     }
 
     /// The window is full and nothing in it can start: what keeps the cursor back becomes held.
@@ -780,7 +854,9 @@ impl Lane {
         };
         let finished: Vec<u64> = std::mem::take(&mut self.finished).into_iter().collect();
         for sequence in &finished {
-            let Some(owed) = self.owed.get(sequence) else { continue };
+            let Some(owed) = self.owed.get(sequence) else {
+                continue;
+            };
             if *sequence > self.cursor {
                 self.done.insert(*sequence);
             }
@@ -793,7 +869,9 @@ impl Lane {
         }
         let held: Vec<u64> = std::mem::take(&mut self.dirty).into_iter().collect();
         for sequence in &held {
-            let Some(owed) = self.owed.get_mut(sequence) else { continue };
+            let Some(owed) = self.owed.get_mut(sequence) else {
+                continue;
+            };
             owed.stored = true;
             plan.hold.push(HeldDelivery {
                 sequence: *sequence,
@@ -807,7 +885,11 @@ impl Lane {
         plan.cursor = self.cursor;
         plan.done = self.done.iter().copied().collect();
         self.failing_changed = false;
-        self.recording = Some(Recording { number: plan.number, finished, held });
+        self.recording = Some(Recording {
+            number: plan.number,
+            finished,
+            held,
+        });
         effects.push(Effect::Record(plan));
     }
 
@@ -823,13 +905,17 @@ impl Lane {
     }
 
     fn take_recorded(&mut self, number: u64) {
-        let Some(recording) = self.recording.take_if(|record| record.number == number) else { return };
+        let Some(recording) = self.recording.take_if(|record| record.number == number) else {
+            return;
+        };
         if self.disable.is_some() {
             // The subscription is disabled: a new generation began with this record.
             self.running = false;
         }
         for sequence in recording.finished {
-            let Some(owed) = self.owed.remove(&sequence) else { continue };
+            let Some(owed) = self.owed.remove(&sequence) else {
+                continue;
+            };
             if owed.held {
                 self.held -= 1;
             }
@@ -845,12 +931,15 @@ impl Lane {
 
     /// The results stay; they are handed in again. That some may be stored already does no harm.
     fn take_not_recorded(&mut self, now: Moment, number: u64, superseded: bool) {
-        let Some(recording) = self.recording.take_if(|record| record.number == number) else { return };
+        let Some(recording) = self.recording.take_if(|record| record.number == number) else {
+            return;
+        };
         self.finished.extend(recording.finished);
-        self.dirty.extend(recording.held.into_iter().filter(|sequence| {
-            let owed = self.owed.get(sequence);
-            owed.is_some_and(|owed| !matches!(owed.phase, Phase::Finished(_)))
-        }));
+        self.dirty
+            .extend(recording.held.into_iter().filter(|sequence| {
+                let owed = self.owed.get(sequence);
+                owed.is_some_and(|owed| !matches!(owed.phase, Phase::Finished(_)))
+            }));
         self.failing_changed = true;
         self.record_again_at = Some(now.plus(RECORD_RETRY));
         if superseded {
@@ -861,7 +950,11 @@ impl Lane {
     /// Begins anew from durable progress. Deliveries that no commit has recorded are not forgotten: a success
     /// stays a success if its event is still owed.
     fn restart(&mut self, progress: Progress) {
-        let recording = self.recording.take().map(|record| record.finished).unwrap_or_default();
+        let recording = self
+            .recording
+            .take()
+            .map(|record| record.finished)
+            .unwrap_or_default();
         let delivered = recording.iter().chain(&self.finished).filter(|sequence| {
             let owed = self.owed.get(sequence);
             owed.is_some_and(|owed| owed.phase == Phase::Finished(Finish::Delivered))
@@ -881,7 +974,11 @@ impl Lane {
         self.head = progress.head.max(before.head);
         self.cursor = progress.cursor;
         self.loaded_to = progress.cursor;
-        self.done = progress.done.into_iter().filter(|sequence| *sequence > self.cursor).collect();
+        self.done = progress
+            .done
+            .into_iter()
+            .filter(|sequence| *sequence > self.cursor)
+            .collect();
         self.failing = progress.failing;
         for held in progress.held {
             self.held += 1;

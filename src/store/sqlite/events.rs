@@ -27,8 +27,13 @@ pub(super) fn time(row: &Row<'_>, column: usize) -> Result<Timestamp, rusqlite::
 }
 
 /// A stored time that may be absent.
-pub(super) fn time_or_none(row: &Row<'_>, column: usize) -> Result<Option<Timestamp>, rusqlite::Error> {
-    Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp::from_millis))
+pub(super) fn time_or_none(
+    row: &Row<'_>,
+    column: usize,
+) -> Result<Option<Timestamp>, rusqlite::Error> {
+    Ok(row
+        .get::<_, Option<i64>>(column)?
+        .map(Timestamp::from_millis))
 }
 
 /// Appends the event of a change that was just written, and counts it in the service's row in memory.
@@ -75,10 +80,14 @@ pub(super) fn append(
     Ok(())
 }
 
-pub(super) fn list_heads(connection: &Connection) -> Result<Vec<(ServiceId, u64)>, rusqlite::Error> {
+pub(super) fn list_heads(
+    connection: &Connection,
+) -> Result<Vec<(ServiceId, u64)>, rusqlite::Error> {
     connection
         .prepare_cached("SELECT service, head FROM services WHERE hidden = 0 ORDER BY service")?
-        .query_map([], |row| Ok((ServiceId::from_bytes(row.get(0)?), uint(row, 1)?)))?
+        .query_map([], |row| {
+            Ok((ServiceId::from_bytes(row.get(0)?), uint(row, 1)?))
+        })?
         .collect()
 }
 

@@ -59,7 +59,9 @@ impl Services {
             self.rows.insert(service, row);
         }
         self.changed.push(service);
-        self.rows.get_mut(&service).ok_or_else(|| Error::NotFound.into())
+        self.rows
+            .get_mut(&service)
+            .ok_or_else(|| Error::NotFound.into())
     }
 
     /// The lowest extension number that no contact of the service has.
@@ -84,8 +86,17 @@ impl Services {
     }
 
     /// Notes that a contact gave up one extension number and took another.
-    pub(super) fn use_extension(&mut self, service: ServiceId, before: Option<u32>, after: Option<u32>) {
-        if let Some(map) = self.rows.get_mut(&service).and_then(|row| row.extensions.as_mut()) {
+    pub(super) fn use_extension(
+        &mut self,
+        service: ServiceId,
+        before: Option<u32>,
+        after: Option<u32>,
+    ) {
+        if let Some(map) = self
+            .rows
+            .get_mut(&service)
+            .and_then(|row| row.extensions.as_mut())
+        {
             if let Some(number) = before {
                 map.set(number, false);
             }
@@ -116,7 +127,9 @@ impl Services {
     /// Writes the rows that changed: once per group, however many events it appended.
     pub(super) fn write(&mut self, connection: &Connection) -> Result<(), rusqlite::Error> {
         for service in std::mem::take(&mut self.changed) {
-            let Some(row) = self.rows.get_mut(&service).filter(|row| row.changed) else { continue };
+            let Some(row) = self.rows.get_mut(&service).filter(|row| row.changed) else {
+                continue;
+            };
             connection
                 .prepare_cached(
                     "UPDATE services SET head = ?2, last_event_at = ?3, contacts = ?4 WHERE service = ?1",
@@ -150,7 +163,9 @@ struct ExtensionMap {
 
 impl ExtensionMap {
     fn set(&mut self, number: u32, taken: bool) {
-        let Some(index) = number.checked_sub(EXTENSION_MIN) else { return };
+        let Some(index) = number.checked_sub(EXTENSION_MIN) else {
+            return;
+        };
         let (word, bit) = ((index / 64) as usize, 1_u64 << (index % 64));
         if taken {
             if word >= self.words.len() {
@@ -169,7 +184,9 @@ impl ExtensionMap {
     fn lowest_free(&self) -> Option<u32> {
         let word = self.first_free_word;
         let bit = self.words.get(word).map_or(0, |bits| bits.trailing_ones());
-        let number = EXTENSION_MIN.checked_add(u32::try_from(word * 64).ok()?)?.checked_add(bit)?;
+        let number = EXTENSION_MIN
+            .checked_add(u32::try_from(word * 64).ok()?)?
+            .checked_add(bit)?;
         (number <= EXTENSION_MAX).then_some(number)
     }
 }

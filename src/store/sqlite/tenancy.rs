@@ -48,7 +48,9 @@ pub(super) fn find_app_by_token(
         .optional()
 }
 
-pub(super) fn find_admin_token(connection: &Connection) -> Result<Option<TokenHash>, rusqlite::Error> {
+pub(super) fn find_admin_token(
+    connection: &Connection,
+) -> Result<Option<TokenHash>, rusqlite::Error> {
     connection
         .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
         .query_row([ADMIN_TOKEN], |row| row.get(0).map(TokenHash))
@@ -60,7 +62,9 @@ pub(super) fn find_service(
     service: ServiceId,
 ) -> Result<Option<Service>, rusqlite::Error> {
     connection
-        .prepare_cached("SELECT service, name, created_at FROM services WHERE service = ?1 AND hidden = 0")?
+        .prepare_cached(
+            "SELECT service, name, created_at FROM services WHERE service = ?1 AND hidden = 0",
+        )?
         .query_row([service.as_bytes()], service_of)
         .optional()
 }
@@ -75,7 +79,10 @@ pub(super) fn list_services(
             "SELECT service, name, created_at FROM services WHERE hidden = 0 AND service > ?1 \
              ORDER BY service LIMIT ?2",
         )?
-        .query_map(params![position(after.as_ref().map(ServiceId::as_bytes)), limit + 1], service_of)?
+        .query_map(
+            params![position(after.as_ref().map(ServiceId::as_bytes)), limit + 1],
+            service_of,
+        )?
         .collect::<Result<Vec<_>, _>>()?;
     Ok(page(items, limit, |service| service.id.to_string()))
 }
@@ -123,9 +130,10 @@ pub(super) fn list_signing_secrets(
             "SELECT secret FROM app_secrets WHERE service = ?1 AND app = ?2 \
              AND (expires_at IS NULL OR expires_at > ?3) ORDER BY number DESC",
         )?
-        .query_map(params![service.as_bytes(), app.as_bytes(), now.millis()], |row| {
-            row.get(0).map(SigningSecret)
-        })?
+        .query_map(
+            params![service.as_bytes(), app.as_bytes(), now.millis()],
+            |row| row.get(0).map(SigningSecret),
+        )?
         .collect()
 }
 
@@ -146,7 +154,11 @@ pub(super) fn create_service(change: &mut Change<'_>, name: String) -> Result<Se
         .prepare_cached("INSERT INTO services (service, name, created_at) VALUES (?1, ?2, ?3)")?
         .execute(params![id.as_bytes(), name, change.now.millis()])?;
     change.commit.tenancy = true;
-    Ok(Service { id, name, created_at: change.now })
+    Ok(Service {
+        id,
+        name,
+        created_at: change.now,
+    })
 }
 
 /// Hides the service; [`upkeep`](super::upkeep) removes its rows.
@@ -168,15 +180,25 @@ pub(super) fn create_app(change: &mut Change<'_>, new: NewApp) -> Result<App, St
     let key = (new.service.as_bytes(), id.as_bytes());
     change
         .connection
-        .prepare_cached("INSERT INTO apps (service, app, name, scopes, created_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![key.0, key.1, new.name, new.scopes.bits(), change.now.millis()])?;
+        .prepare_cached(
+            "INSERT INTO apps (service, app, name, scopes, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![
+            key.0,
+            key.1,
+            new.name,
+            new.scopes.bits(),
+            change.now.millis()
+        ])?;
     change
         .connection
         .prepare_cached("INSERT INTO app_tokens (hash, service, app) VALUES (?1, ?2, ?3)")?
         .execute(params![new.token.0, key.0, key.1])?;
     change
         .connection
-        .prepare_cached("INSERT INTO app_secrets (service, app, number, secret) VALUES (?1, ?2, 1, ?3)")?
+        .prepare_cached(
+            "INSERT INTO app_secrets (service, app, number, secret) VALUES (?1, ?2, 1, ?3)",
+        )?
         .execute(params![key.0, key.1, new.secret.0])?;
     change.commit.tenancy = true;
     Ok(App {
@@ -188,7 +210,11 @@ pub(super) fn create_app(change: &mut Change<'_>, new: NewApp) -> Result<App, St
     })
 }
 
-pub(super) fn delete_app(change: &mut Change<'_>, service: ServiceId, app: AppId) -> Result<(), Stop> {
+pub(super) fn delete_app(
+    change: &mut Change<'_>,
+    service: ServiceId,
+    app: AppId,
+) -> Result<(), Stop> {
     change.services.get_mut(change.connection, service)?;
     let deleted = change
         .connection
@@ -197,12 +223,20 @@ pub(super) fn delete_app(change: &mut Change<'_>, service: ServiceId, app: AppId
     if deleted == 0 {
         return Err(Error::NotFound.into());
     }
-    for table in
-        ["app_tokens", "app_secrets", "subscriptions", "progress", "held", "exhausted", "idempotency_keys"]
-    {
+    for table in [
+        "app_tokens",
+        "app_secrets",
+        "subscriptions",
+        "progress",
+        "held",
+        "exhausted",
+        "idempotency_keys",
+    ] {
         change
             .connection
-            .prepare_cached(&format!("DELETE FROM {table} WHERE service = ?1 AND app = ?2"))?
+            .prepare_cached(&format!(
+                "DELETE FROM {table} WHERE service = ?1 AND app = ?2"
+            ))?
             .execute(params![service.as_bytes(), app.as_bytes()])?;
     }
     change.commit.tenancy = true;
@@ -228,7 +262,11 @@ pub(super) fn rotate_token(
             "UPDATE app_tokens SET expires_at = ?3 WHERE service = ?1 AND app = ?2 \
              AND (expires_at IS NULL OR expires_at > ?3)",
         )?
-        .execute(params![service.as_bytes(), app.as_bytes(), earlier_until.millis()])?;
+        .execute(params![
+            service.as_bytes(),
+            app.as_bytes(),
+            earlier_until.millis()
+        ])?;
     change
         .connection
         .prepare_cached("INSERT INTO app_tokens (hash, service, app) VALUES (?1, ?2, ?3)")?

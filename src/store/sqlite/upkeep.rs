@@ -12,7 +12,10 @@ pub(super) const IDEMPOTENCY_AGE: Duration = Duration::from_hours(24);
 const SLICE_ROWS: i64 = 500;
 
 /// Runs one slice in a transaction of its own. Gives whether there was anything to remove.
-pub(super) fn run_slice(connection: &mut Connection, now: Timestamp) -> Result<bool, rusqlite::Error> {
+pub(super) fn run_slice(
+    connection: &mut Connection,
+    now: Timestamp,
+) -> Result<bool, rusqlite::Error> {
     let tx = connection.transaction()?;
     let mut removed = remove_hidden(&tx)?;
     if removed == 0 {
@@ -33,7 +36,11 @@ pub(super) fn run_slice(connection: &mut Connection, now: Timestamp) -> Result<b
                 .map(count)?;
         }
     }
-    if removed > 0 { tx.commit()? } else { tx.rollback()? }
+    if removed > 0 {
+        tx.commit()?
+    } else {
+        tx.rollback()?
+    }
     Ok(removed > 0)
 }
 
@@ -43,7 +50,9 @@ fn remove_hidden(connection: &Connection) -> Result<i64, rusqlite::Error> {
         .prepare_cached("SELECT service FROM services WHERE hidden = 1 LIMIT 1")?
         .query_map([], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
-    let Some(service) = hidden.first() else { return Ok(0) };
+    let Some(service) = hidden.first() else {
+        return Ok(0);
+    };
     let keyed = [
         ("apps", "service, app"),
         ("app_secrets", "service, app, number"),
