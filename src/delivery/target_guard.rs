@@ -346,6 +346,15 @@ impl TargetGuard {
         verdict
     }
 
+    /// Forgets all answers, so that a test need not wait for their end.
+    #[cfg(test)]
+    pub(super) fn forget_answers(&self) {
+        self.answers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
     fn split_scheme<'a>(&self, text: &'a str) -> Result<(bool, &'a str), Refusal> {
         match text.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => Ok((true, rest)),
