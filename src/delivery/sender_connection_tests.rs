@@ -187,10 +187,11 @@ async fn tls_receiver() -> Receiver {
 async fn certificates_are_checked_against_roots_and_host() {
     let receiver = tls_receiver().await;
     let port = receiver.address.port();
-    let plain = Receiver::answering("HTTP/1.1 400 No\r\n\r\n")
-        .await
-        .address
-        .port();
+    let plain = Receiver::start(|_, _, mut stream| async move {
+        stream.write_all(b"HTTP/1.1 400 No\r\n\r\n").await.ok()
+    })
+    .await;
+    let plain = plain.address.port();
     for (tls, url, expected) in [
         (
             trusting_client(),
