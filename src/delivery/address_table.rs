@@ -1,6 +1,6 @@
 //! Which IP addresses are globally reachable unicast, from the IANA special-purpose address registries.
 //!
-//! [`super::target_guard`] asks for every address before a connection is opened to it. The table is stricter
+//! [`super::TargetGuard`] asks for every address before a connection is opened to it. The table is stricter
 //! than the registries: a special-purpose block is refused even where its entry says that it is globally reachable
 //! (anycast relays, AS112), because no receiver lives there. For IPv6 only `2000::/3`, the space from which
 //! unicast addresses are assigned, is taken at all; that alone refuses loopback, unique local, link-local,

@@ -1,7 +1,7 @@
 //! The only place that opens outgoing connections: sends one request and judges the answer.
 //!
 //! The lane's attempts come in through [`Sender::attempt`], verifications through [`super::challenge`], which
-//! shares [`Sender::post`]. Before every request the target guard is asked for the receiver's addresses, and only
+//! shares the sending and reading. Before every request the target guard is asked for the receiver's addresses, and only
 //! a connection to one of them is used, fresh or kept. Nothing here waits for a later try: retries, pauses and
 //! the circuit are the lane's. Redirects are not followed, answers not decompressed, and no answer takes more
 //! time, header or body than the limits below.

@@ -22,7 +22,7 @@ pub enum TargetHost {
     Address(IpAddr),
 }
 
-/// A URL whose text has passed [`TargetGuard::check_url`], taken apart once.
+/// A URL whose text has passed [`super::TargetGuard::check_url`], taken apart once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Whether the connection is encrypted.
