@@ -1,0 +1,66 @@
+//! The staff contacts that are created: numbered, so that a notification can be matched to its request.
+
+use bytes::Bytes;
+
+/// Comes before the number in `lastName`, and with it in the notification's `fullName`.
+const MARK: &[u8] = b"Bench-";
+
+/// Digits of a number.
+const DIGITS: usize = 7;
+
+const TEMPLATE: &str = r#"{"firstName":"Ana Maria","lastName":"Bench-0000000","email":"ana.maria.0000000@example.com","jobTitle":"Customer support agent","role":"Agent","displayName":"Ana from support","timezone":"Asia/Manila"}"#;
+
+/// The body of a create, as a template whose digits are replaced.
+pub(crate) struct Template {
+    bytes: Vec<u8>,
+    digits: [usize; 2],
+}
+
+impl Template {
+    pub(crate) fn new() -> Self {
+        let zeros = "0".repeat(DIGITS);
+        let mut places = TEMPLATE.match_indices(&zeros).map(|(at, _)| at);
+        let digits = std::array::from_fn(|_| places.next().unwrap_or_default());
+        Self {
+            bytes: TEMPLATE.as_bytes().to_vec(),
+            digits,
+        }
+    }
+
+    /// The body that creates contact `number`.
+    pub(crate) fn body(&self, number: u32) -> Bytes {
+        let mut body = self.bytes.clone();
+        for at in self.digits {
+            let mut rest = number;
+            for place in body[at..at + DIGITS].iter_mut().rev() {
+                *place = b'0' + u8::try_from(rest % 10).unwrap_or_default();
+                rest /= 10;
+            }
+        }
+        body.into()
+    }
+}
+
+/// The number of the contact that a notification (or a create) is about.
+pub(crate) fn number_in(body: &[u8]) -> Option<u32> {
+    let mut rest = body;
+    loop {
+        let at = rest.iter().position(|byte| *byte == MARK[0])?;
+        rest = &rest[at..];
+        if let Some(digits) = rest.strip_prefix(MARK) {
+            return decimal(digits.get(..DIGITS)?).and_then(|n| n.try_into().ok());
+        }
+        rest = &rest[1..];
+    }
+}
+
+/// A number without sign, all of it digits.
+pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || digits.len() > 19 {
+        return None;
+    }
+    digits.iter().try_fold(0, |sum, digit| {
+        let value = digit.checked_sub(b'0').filter(|value| *value < 10)?;
+        Some(sum * 10 + u64::from(value))
+    })
+}
