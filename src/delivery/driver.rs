@@ -39,6 +39,8 @@ struct State {
     timer: Option<Moment>,
     reported: Report,
     halted: bool,
+    /// The engine wanted to load it while a record was under way.
+    load_deferred: bool,
     head: u64,
 }
 
@@ -68,6 +70,7 @@ impl LaneDriver {
                 wanted: 0,
             },
             halted: true,
+            load_deferred: false,
             head: 0,
         };
         Arc::new(Self {
@@ -362,6 +365,9 @@ impl LaneDriver {
                 self.step(Input::NotRecorded { number, superseded });
             }
         }
+        if std::mem::take(&mut self.lock().load_deferred) {
+            self.shared.hear_changed(self.key);
+        }
     }
 
     pub(super) fn take_timer(self: &Arc<Self>) {
@@ -434,6 +440,13 @@ impl LaneDriver {
 
     pub(super) fn behind(&self, head: u64) -> bool {
         self.lock().head < head
+    }
+
+    /// Whether a record is under way; then it asks to be loaded once the result is known.
+    pub(super) fn defers_load(&self) -> bool {
+        let mut state = self.lock();
+        state.load_deferred = state.lane.recording();
+        state.load_deferred
     }
 
     pub(super) fn halted(&self) -> bool {

@@ -96,6 +96,12 @@ impl Shared {
         self.signal.notify_one();
     }
 
+    /// A lane that is to be built anew from the store.
+    pub(super) fn hear_changed(&self, key: Key) {
+        lock(&self.heard).changed.insert(key);
+        self.signal.notify_one();
+    }
+
     /// Lanes whose turn it is to take slots.
     pub(super) fn hear_called(&self, lanes: Vec<Arc<LaneDriver>>) {
         lock(&self.heard).called.extend(lanes);
@@ -298,12 +304,20 @@ async fn load_all(shared: &Arc<Shared>) -> Result<(), Error> {
             *entry = head.max(*entry);
         }
     }
-    let rows = shared.store.read.list_lanes().await?;
     let mut gone: HashMap<Key, Arc<LaneDriver>> = lock(&shared.lanes).by_key.clone();
-    for row in rows {
+    // Asked before the read: a record under way would be missing from what is read.
+    let deferred: BTreeSet<Key> = gone
+        .values()
+        .filter(|lane| lane.defers_load())
+        .map(|lane| lane.key)
+        .collect();
+    gone.retain(|key, _| !deferred.contains(key));
+    for row in shared.store.read.list_lanes().await? {
         let key = (row.subscription.service, row.subscription.app);
         gone.remove(&key);
-        shared.find_or_make(key).restart(row);
+        if !deferred.contains(&key) {
+            shared.find_or_make(key).restart(row);
+        }
     }
     for lane in gone.values() {
         shared.forget_if_quiet(lane);
@@ -313,6 +327,9 @@ async fn load_all(shared: &Arc<Shared>) -> Result<(), Error> {
 
 /// Builds one lane anew; it stays halted when its subscription is not enabled.
 async fn load_one(shared: &Arc<Shared>, key: Key) -> Result<(), Error> {
+    if shared.find(key).is_some_and(|lane| lane.defers_load()) {
+        return Ok(());
+    }
     match shared.store.read.find_lane(key.0, key.1).await? {
         Some(row) => shared.find_or_make(key).restart(row),
         None => {

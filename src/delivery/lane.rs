@@ -144,7 +144,7 @@ pub enum Input<'a> {
     Halt,
     /// The server stops: start nothing any more, but record what ends.
     Drain,
-    /// Go on from here. Attempts in flight go on as attempts of their generation.
+    /// Go on from here; only after the result of a record that was under way. Attempts in flight go on as attempts of their generation.
     Restart(Progress),
 }
 
@@ -409,6 +409,12 @@ impl Lane {
     #[must_use]
     pub fn unrecorded(&self) -> bool {
         self.recording.is_some() || !self.finished.is_empty() || !self.dirty.is_empty()
+    }
+
+    /// Whether a record is under way. Progress must not be read from the store until its result is known.
+    #[must_use]
+    pub fn recording(&self) -> bool {
+        self.recording.is_some()
     }
 
     /// How many more attempts it could start now, had it the permits.
