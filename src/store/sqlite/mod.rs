@@ -276,3 +276,7 @@ impl Read for Reader {
         self.pool.check()
     }
 }
+
+#[cfg(test)]
+#[path = "sqlite_tests.rs"]
+mod tests;
