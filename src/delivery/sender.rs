@@ -1,1 +1,550 @@
-//! To be written.
+//! The only place that opens outgoing connections: sends one request and judges the answer.
+//!
+//! The lane's attempts come in through [`Sender::attempt`], verifications through [`super::challenge`], which
+//! shares [`Sender::post`]. Before every request the target guard is asked for the receiver's addresses, and only
+//! a connection to one of them is used, fresh or kept. Nothing here waits for a later try: retries, pauses and
+//! the circuit are the lane's. Redirects are not followed, answers not decompressed, and no answer takes more
+//! time, header or body than the limits below.
+//!
+//! A request that dies on a kept connection before any byte of an answer is repeated once on a fresh one: the
+//! receiver closed an idle connection under us, and says nothing about the event by that.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use rustls::pki_types::ServerName;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+
+use super::outcome::{Outcome, judge_answer};
+use super::signing;
+use super::target_guard::{Refusal, Step, Target, TargetGuard, TargetHost};
+use crate::domain::clock::Clock;
+use crate::domain::subscription::SigningSecret;
+
+// Private parts of the sender, in files of their own.
+#[path = "connector.rs"]
+mod connector;
+#[path = "pool.rs"]
+mod pool;
+
+use connector::{Connector, Proxy, platform_tls};
+use pool::{Lease, Pool};
+
+/// Time to resolve, connect and agree on TLS; `connect_timeout`. Longer holds slots for dead receivers, shorter
+/// fails distant ones.
+pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// Time for a whole attempt; `request_timeout`. The lower end of what Standard Webhooks recommends.
+pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+
+/// Most bytes of an answer's body that are read. More costs memory and time for bytes that mean nothing here,
+/// less closes connections that could be kept.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes kept of a failed answer: enough for a receiver's owner to recognise his error page.
+pub const ANSWER_START_BYTES: usize = 1024;
+
+/// Wait for the body of an attempt's answer, which decides nothing any more once the status is known. Longer
+/// lets a receiver that dawdles hold its slot, shorter closes connections that could be kept.
+const BODY_PATIENCE: Duration = Duration::from_secs(1);
+
+const AGENT: &str = concat!("Rollcall/", env!("CARGO_PKG_VERSION"));
+
+static WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+static WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+static WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+static SEQUENCE: HeaderName = HeaderName::from_static("rollcall-sequence");
+static CONTACT_VERSION: HeaderName = HeaderName::from_static("rollcall-contact-version");
+static ATTEMPT: HeaderName = HeaderName::from_static("rollcall-attempt");
+
+/// What the operator decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Time to resolve, connect and agree on TLS; `connect_timeout`, default [`CONNECT_TIMEOUT_DEFAULT`].
+    pub connect_timeout: Duration,
+    /// Time for a whole attempt; `request_timeout`, default [`REQUEST_TIMEOUT_DEFAULT`].
+    pub request_timeout: Duration,
+    /// `http://[user:password@]host:port` of a proxy that opens tunnels (CONNECT); `proxy`, default none. Only
+    /// https receivers can be called through it, and addresses are judged here before it is asked.
+    pub proxy: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            connect_timeout: CONNECT_TIMEOUT_DEFAULT,
+            request_timeout: REQUEST_TIMEOUT_DEFAULT,
+            proxy: None,
+        }
+    }
+}
+
+/// Why there is no sender.
+#[derive(Debug, thiserror::Error)]
+pub enum SenderError {
+    /// The proxy's URL has another form, or another scheme than `http`.
+    #[error("proxy must have the form http://[user:password@]host:port")]
+    Proxy,
+    /// The cryptographic library lacks what is needed.
+    #[error("tls cannot be set up")]
+    Tls(#[source] rustls::Error),
+}
+
+/// One subscription's outgoing side: its receiver and the connections to it.
+///
+/// Shared by all attempts of the subscription. Without connections it is a few hundred bytes, no timer, no task.
+pub struct Line {
+    target: Target,
+    server_name: Option<ServerName<'static>>,
+    /// Path and query, for HTTP/1.1.
+    origin: Uri,
+    /// Scheme, authority, path and query, for HTTP/2.
+    absolute: Uri,
+    host: HeaderValue,
+    pool: Pool,
+}
+
+impl std::fmt::Debug for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Path and query may carry the receiver's secrets.
+        f.debug_struct("Line")
+            .field("authority", &self.target.authority)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One notification to send.
+#[derive(Clone, Debug)]
+pub struct Attempt<'a> {
+    /// `webhook-id`: visible ASCII without full stop.
+    pub id: &'a str,
+    /// The body, signed and sent byte for byte.
+    pub body: Bytes,
+    /// The secrets that sign, newest first.
+    pub secrets: &'a [SigningSecret],
+    /// `rollcall-sequence`, left out when `None`.
+    pub sequence: Option<u64>,
+    /// `rollcall-contact-version`, left out when `None`.
+    pub contact_version: Option<u64>,
+    /// `rollcall-attempt`, left out when `None`.
+    pub number: Option<u32>,
+}
+
+/// What came of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What it means.
+    pub outcome: Outcome,
+    /// The status, when there was one.
+    pub status: Option<u16>,
+    /// The step that decided: [`Step::Status`] for every answer with a status.
+    pub step: Step,
+    /// The first [`ANSWER_START_BYTES`] of a failed answer's body as far as it arrived; empty when delivered.
+    pub answer_start: Bytes,
+}
+
+/// Why a request brought no usable answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PostFailure {
+    /// How far it came.
+    pub(super) step: Step,
+    /// The status, when it arrived.
+    pub(super) status: Option<u16>,
+}
+
+impl From<Step> for PostFailure {
+    fn from(step: Step) -> Self {
+        Self { step, status: None }
+    }
+}
+
+/// Which part of an answer's body is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading {
+    /// Bytes kept of a 2xx answer.
+    pub(super) keep_success: usize,
+    /// Bytes kept of any other.
+    pub(super) keep_failure: usize,
+    /// How long the body is waited for, within the deadline of the whole.
+    pub(super) patience: Duration,
+}
+
+/// How reading a body ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyEnd {
+    /// All of it was read.
+    Complete,
+    /// It has more than [`BODY_BYTES_MAX`].
+    TooLarge,
+    /// The connection broke.
+    Broken,
+    /// It did not arrive in time.
+    TimedOut,
+}
+
+/// An answer as received.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) status: StatusCode,
+    pub(super) retry_after: Option<HeaderValue>,
+    /// As much of the body as was wanted.
+    pub(super) body: Bytes,
+    pub(super) end: BodyEnd,
+}
+
+/// Sends requests to receivers. Shared by all lines.
+pub struct Sender {
+    guard: Arc<TargetGuard>,
+    clock: Arc<dyn Clock>,
+    connector: Connector,
+    request_timeout: Duration,
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sender").finish_non_exhaustive()
+    }
+}
+
+impl Sender {
+    /// A sender that trusts the platform's root certificates.
+    ///
+    /// # Errors
+    ///
+    /// [`SenderError`] when the proxy's URL or the cryptographic library is of no use.
+    pub fn new(
+        settings: &Settings,
+        guard: Arc<TargetGuard>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, SenderError> {
+        Self::with_tls(settings, guard, clock, platform_tls()?)
+    }
+
+    fn with_tls(
+        settings: &Settings,
+        guard: Arc<TargetGuard>,
+        clock: Arc<dyn Clock>,
+        tls: rustls::ClientConfig,
+    ) -> Result<Self, SenderError> {
+        let connector = Connector {
+            connect_timeout: settings.connect_timeout,
+            tls: TlsConnector::from(Arc::new(tls)),
+            proxy: settings.proxy.as_deref().map(Proxy::parse).transpose()?,
+        };
+        Ok(Self {
+            guard,
+            clock,
+            connector,
+            request_timeout: settings.request_timeout,
+        })
+    }
+
+    /// The outgoing side for a URL; nothing is connected or resolved yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] when the target guard refuses the text of the URL.
+    pub fn line(&self, url: &str) -> Result<Line, Refusal> {
+        let target = self.guard.check_url(url)?;
+        if !target.tls && self.connector.proxy.is_some() {
+            let message = "only https receivers can be called through the proxy".into();
+            return Err(Refusal {
+                step: Step::Url,
+                message,
+            });
+        }
+        Line::new(target).ok_or(Refusal {
+            step: Step::Url,
+            message: "url cannot be called".into(),
+        })
+    }
+
+    /// Sends a notification once and judges the answer.
+    ///
+    /// It ends within the request timeout, and `Delivered` is certain as soon as the headers of a 2xx have
+    /// arrived. Dropping the future aborts the attempt; the receiver may have got it nevertheless.
+    pub async fn attempt(&self, line: &Line, attempt: Attempt<'_>) -> Answer {
+        let reading = Reading {
+            keep_success: 0,
+            keep_failure: ANSWER_START_BYTES,
+            patience: BODY_PATIENCE,
+        };
+        let headers = self.headers(&attempt);
+        match self
+            .post(line, headers, attempt.body, self.request_timeout, reading)
+            .await
+        {
+            Ok(received) => {
+                let retry_after = received.retry_after.as_ref().map(|value| {
+                    // Bytes outside ASCII are no usable value, but the header is there.
+                    value.to_str().unwrap_or("")
+                });
+                let status = received.status.as_u16();
+                Answer {
+                    outcome: judge_answer(status, retry_after, self.clock.now()),
+                    status: Some(status),
+                    step: Step::Status,
+                    answer_start: received.body,
+                }
+            }
+            Err(failure) => Answer {
+                outcome: Outcome::Failed,
+                status: failure.status,
+                step: failure.step,
+                answer_start: Bytes::new(),
+            },
+        }
+    }
+
+    /// Sends a signed request and reads the answer, all within `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`PostFailure`] when no status arrived. An answer with a status is given back however its body ended.
+    pub(super) async fn post(
+        &self,
+        line: &Line,
+        headers: HeaderMap,
+        body: Bytes,
+        timeout: Duration,
+        reading: Reading,
+    ) -> Result<Received, PostFailure> {
+        let deadline = Instant::now() + timeout;
+        let sending = self.send(line, headers, body);
+        let Ok(sent) = tokio::time::timeout_at(deadline, sending).await else {
+            // A connection that swallows requests would take all later ones too.
+            line.pool.forget_http2();
+            return Err(Step::Timeout.into());
+        };
+        let (response, lease) = sent?;
+
+        let (parts, body) = response.into_parts();
+        let keep = if parts.status.is_success() {
+            reading.keep_success
+        } else {
+            reading.keep_failure
+        };
+        let until = deadline.min(Instant::now() + reading.patience);
+        let (body, end) = read_body(body, keep, until).await;
+        if end == BodyEnd::Complete {
+            line.pool.give_back(lease);
+        }
+        let retry_after = parts.headers.get(RETRY_AFTER).cloned();
+        Ok(Received {
+            status: parts.status,
+            retry_after,
+            body,
+            end,
+        })
+    }
+
+    /// The headers of a signed request; its time is now.
+    pub(super) fn headers(&self, attempt: &Attempt<'_>) -> HeaderMap {
+        let seconds = self.clock.now().seconds();
+        let signature = signing::sign(attempt.secrets, attempt.id, seconds, &attempt.body);
+        // Ten headers and `Host`; growing would copy them all.
+        let mut headers = HeaderMap::with_capacity(12);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        headers.insert(&WEBHOOK_TIMESTAMP, HeaderValue::from(seconds));
+        for (name, text) in [
+            (&WEBHOOK_ID, HeaderValue::from_str(attempt.id)),
+            (&WEBHOOK_SIGNATURE, HeaderValue::try_from(signature)),
+        ] {
+            // Ids and signatures are ours and visible ASCII. A request without one of them is refused by the
+            // receiver, which is better than a panic in the middle of the engine.
+            if let Ok(value) = text {
+                headers.insert(name, value);
+            }
+        }
+        if let Some(sequence) = attempt.sequence {
+            headers.insert(&SEQUENCE, HeaderValue::from(sequence));
+        }
+        if let Some(version) = attempt.contact_version {
+            headers.insert(&CONTACT_VERSION, HeaderValue::from(version));
+        }
+        if let Some(number) = attempt.number {
+            headers.insert(&ATTEMPT, HeaderValue::from(number));
+        }
+        headers
+    }
+
+    /// Sends on a connection to a judged address, and again on a fresh one when a kept one turns out to be dead.
+    async fn send(
+        &self,
+        line: &Line,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<(Response<Incoming>, Lease), Step> {
+        let connect_deadline = Instant::now() + self.connector.connect_timeout;
+        let resolving = self.guard.resolve(&line.target);
+        let addresses = tokio::time::timeout_at(connect_deadline, resolving)
+            .await
+            .map_err(|_| Step::Name)?
+            .map_err(|refusal| refusal.step)?;
+
+        let mut lease = match take_ready(line, &addresses).await {
+            Some(lease) => lease,
+            None => Box::pin(self.open_or_share(line, &addresses, connect_deadline)).await?,
+        };
+        if !lease.is_reused() {
+            let request = line.request(lease.is_http2(), headers, body);
+            return finish(lease.send(request).await, lease);
+        }
+
+        let before = lease.received();
+        let request = line.request(lease.is_http2(), headers.clone(), body.clone());
+        let sent = lease.send(request).await;
+        // On HTTP/2 other answers share the connection, and a failure before the headers of ours is all there is.
+        let silent = lease.is_http2() || lease.received() == before;
+        if matches!(sent, Some(Ok(_))) || !silent {
+            return finish(sent, lease);
+        }
+        line.pool.forget_http2();
+        drop(lease);
+        let deadline = Instant::now() + self.connector.connect_timeout;
+        let mut lease = Box::pin(self.open(line, &addresses, deadline)).await?;
+        let request = line.request(lease.is_http2(), headers, body);
+        finish(lease.send(request).await, lease)
+    }
+
+    async fn open_or_share(
+        &self,
+        line: &Line,
+        addresses: &[IpAddr],
+        deadline: Instant,
+    ) -> Result<Lease, Step> {
+        let turn = line.pool.wait_to_open().await;
+        if turn.is_some()
+            && let Some(lease) = take_ready(line, addresses).await
+        {
+            return Ok(lease);
+        }
+        let opened = self.open(line, addresses, deadline).await;
+        if opened.is_err() {
+            line.pool.forget_http2();
+        }
+        opened
+    }
+
+    async fn open(
+        &self,
+        line: &Line,
+        addresses: &[IpAddr],
+        deadline: Instant,
+    ) -> Result<Lease, Step> {
+        let server_name = line.server_name.as_ref();
+        let lease = self
+            .connector
+            .open(addresses, line.target.port, server_name, deadline)
+            .await?;
+        line.pool.share(&lease);
+        Ok(lease)
+    }
+}
+
+impl Line {
+    /// `None` when the HTTP or TLS library cannot express the target.
+    fn new(target: Target) -> Option<Self> {
+        let server_name = match (&target.host, target.tls) {
+            (_, false) => None,
+            (TargetHost::Name(name), true) => Some(ServerName::try_from(name.clone()).ok()?),
+            (TargetHost::Address(address), true) => Some(ServerName::from(*address)),
+        };
+        let absolute = Uri::builder()
+            .scheme(if target.tls { "https" } else { "http" })
+            .authority(target.authority.as_str())
+            .path_and_query(target.path_and_query.as_str())
+            .build()
+            .ok()?;
+        Some(Self {
+            server_name,
+            origin: Uri::try_from(target.path_and_query.as_str()).ok()?,
+            absolute,
+            host: HeaderValue::from_str(&target.authority).ok()?,
+            pool: Pool::new(),
+            target,
+        })
+    }
+
+    fn request(&self, http2: bool, mut headers: HeaderMap, body: Bytes) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        if http2 {
+            *request.version_mut() = Version::HTTP_2;
+            *request.uri_mut() = self.absolute.clone();
+        } else {
+            *request.uri_mut() = self.origin.clone();
+            headers.insert(HOST, self.host.clone());
+        }
+        *request.headers_mut() = headers;
+        request
+    }
+}
+
+/// A kept connection that takes a request now.
+async fn take_ready(line: &Line, addresses: &[IpAddr]) -> Option<Lease> {
+    while let Some(mut lease) = line.pool.take(addresses) {
+        if lease.is_ready().await {
+            return Some(lease);
+        }
+        if lease.is_http2() {
+            line.pool.forget_http2();
+        }
+    }
+    None
+}
+
+fn finish(
+    sent: Option<Result<Response<Incoming>, hyper::Error>>,
+    lease: Lease,
+) -> Result<(Response<Incoming>, Lease), Step> {
+    match sent {
+        Some(Ok(response)) => Ok((response, lease)),
+        Some(Err(error)) if error.is_parse_too_large() => Err(Step::Size),
+        Some(Err(error)) if error.is_parse() => Err(Step::Status),
+        Some(Err(_)) | None => Err(Step::Connect),
+    }
+}
+
+/// Reads a body to its end or to the limits; keeps its first `keep` bytes.
+async fn read_body(mut body: Incoming, keep: usize, until: Instant) -> (Bytes, BodyEnd) {
+    if body.is_end_stream() {
+        return (Bytes::new(), BodyEnd::Complete);
+    }
+    let mut kept = BytesMut::new();
+    let reading = async {
+        let mut read = 0;
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else {
+                return BodyEnd::Broken;
+            };
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            read += data.len();
+            kept.extend_from_slice(&data[..data.len().min(keep - kept.len())]);
+            if read > BODY_BYTES_MAX {
+                return BodyEnd::TooLarge;
+            }
+        }
+        BodyEnd::Complete
+    };
+    let end = tokio::time::timeout_at(until, reading)
+        .await
+        .unwrap_or(BodyEnd::TimedOut);
+    (kept.freeze(), end)
+}
+
+#[cfg(test)]
+#[path = "sender_tests.rs"]
+mod tests;

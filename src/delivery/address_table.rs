@@ -1,0 +1,83 @@
+//! Which IP addresses are globally reachable unicast, from the IANA special-purpose address registries.
+//!
+//! [`super::target_guard`] asks for every address before a connection is opened to it. The table is stricter
+//! than the registries: a special-purpose block is refused even where its entry says that it is globally reachable
+//! (anycast relays, AS112), because no receiver lives there. For IPv6 only 2000::/3, the space from which
+//! unicast addresses are assigned, is taken at all; that alone refuses loopback, unique local, link-local,
+//! site-local, multicast, discard-only, and the mapped, compatible and NAT64 forms of IPv4.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// IPv4 blocks that are not globally reachable unicast: network and prefix length.
+const SPECIAL_V4: [(Ipv4Addr, u32); 18] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8), // this network, and the unspecified address
+    (Ipv4Addr::new(10, 0, 0, 0), 8), // private
+    (Ipv4Addr::new(100, 64, 0, 0), 10), // shared by carriers (CGNAT)
+    (Ipv4Addr::new(127, 0, 0, 0), 8), // loopback
+    (Ipv4Addr::new(169, 254, 0, 0), 16), // link-local, and the metadata services of clouds
+    (Ipv4Addr::new(172, 16, 0, 0), 12), // private
+    (Ipv4Addr::new(192, 0, 0, 0), 24), // protocol assignments
+    (Ipv4Addr::new(192, 0, 2, 0), 24), // documentation
+    (Ipv4Addr::new(192, 31, 196, 0), 24), // AS112
+    (Ipv4Addr::new(192, 52, 193, 0), 24), // AMT relays
+    (Ipv4Addr::new(192, 88, 99, 0), 24), // 6to4 relays, deprecated
+    (Ipv4Addr::new(192, 168, 0, 0), 16), // private
+    (Ipv4Addr::new(192, 175, 48, 0), 24), // AS112
+    (Ipv4Addr::new(198, 18, 0, 0), 15), // benchmarking
+    (Ipv4Addr::new(198, 51, 100, 0), 24), // documentation
+    (Ipv4Addr::new(203, 0, 113, 0), 24), // documentation
+    (Ipv4Addr::new(224, 0, 0, 0), 4), // multicast
+    (Ipv4Addr::new(240, 0, 0, 0), 4), // reserved, and limited broadcast
+];
+
+/// The space from which IPv6 unicast addresses are assigned.
+const GLOBAL_V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+
+/// Blocks inside [`GLOBAL_V6`] that are not globally reachable unicast.
+const SPECIAL_V6: [(Ipv6Addr, u32); 5] = [
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), // protocol assignments: Teredo, benchmarking, ORCHID, AMT
+    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32), // documentation
+    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16), // 6to4
+    (Ipv6Addr::new(0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0), 48), // AS112
+    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), // documentation
+];
+
+/// Whether the address is globally reachable unicast and embeds no IPv4 address.
+pub(super) fn is_global(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !SPECIAL_V4
+            .iter()
+            .any(|&(net, length)| (address.to_bits() ^ net.to_bits()) >> (32 - length) == 0),
+        IpAddr::V6(address) => {
+            covers_v6(GLOBAL_V6, address)
+                && !SPECIAL_V6.iter().any(|&block| covers_v6(block, address))
+                && embedded_v4(address).is_none()
+        }
+    }
+}
+
+/// The IPv4 address inside an IPv6 address, for every form that a translator or tunnel on the way may unwrap.
+///
+/// The local prefix 64:ff9b:1::/48 may carry it at any of the places that RFC 6052 knows; the last 32 bits
+/// are taken. Loopback and unspecified are not the deprecated compatible form.
+pub(super) fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let pair = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
+        // Compatible (::a.b.c.d), mapped (::ffff:a.b.c.d), translated (::ffff:0:a.b.c.d, RFC 2765).
+        [0, 0, 0, 0, 0, 0 | 0xffff, a, b] | [0, 0, 0, 0, 0xffff, 0, a, b] => Some(pair(a, b)),
+        // NAT64, well-known and local prefix (RFC 6052, RFC 8215).
+        [0x64, 0xff9b, 0, 0, 0, 0, a, b] | [0x64, 0xff9b, 1, _, _, _, a, b] => Some(pair(a, b)),
+        // 6to4 (RFC 3056).
+        [0x2002, a, b, ..] => Some(pair(a, b)),
+        // Teredo: the client's address is stored inverted (RFC 4380).
+        [0x2001, 0, _, _, _, _, a, b] => Some(pair(!a, !b)),
+        // ISATAP interface identifiers, below any prefix (RFC 5214).
+        [_, _, _, _, 0 | 0x200, 0x5efe, a, b] => Some(pair(a, b)),
+        _ => None,
+    }
+}
+
+fn covers_v6((net, length): (Ipv6Addr, u32), address: Ipv6Addr) -> bool {
+    (address.to_bits() ^ net.to_bits()) >> (128 - length) == 0
+}
