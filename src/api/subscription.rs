@@ -126,7 +126,9 @@ mod tests {
 
     #[test]
     fn an_app_that_never_subscribed_has_every_field() {
-        let body = status_body(&SubscriptionStatus::default(), SubscriptionState::None);
+        let status = SubscriptionStatus::default();
+
+        let body = status_body(&status, SubscriptionState::None);
 
         assert_eq!(
             serde_json::to_string(&body).unwrap(),
