@@ -3,13 +3,13 @@
 //! The modules stand in reading order: what the system talks about, where it is kept, who changes it, and how
 //! a change gets out. `ARCHITECTURE.md` is the map; `tests/architecture.rs` holds who may import whom.
 
-pub mod domain;
-pub mod store;
-pub mod directory;
-pub mod delivery;
-pub mod subscriptions;
-pub mod http;
 pub mod api;
-pub mod config;
 pub mod app;
 pub mod cli;
+pub mod config;
+pub mod delivery;
+pub mod directory;
+pub mod domain;
+pub mod http;
+pub mod store;
+pub mod subscriptions;

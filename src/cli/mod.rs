@@ -1,1 +1,196 @@
-//! To be written.
+//! The command line: one file per command, and what the commands share.
+//!
+//! `serve` and `dev` run the server, `listen` is a receiver for developers, the others are clients of the HTTP API.
+//! Settings flags come from the table in `config`. Errors are printed once, here, with what to do next.
+
+mod admin_token;
+mod app;
+mod client;
+mod config;
+mod connection;
+mod dev;
+mod dev_credentials;
+mod listen;
+mod listen_answer;
+mod listen_receiver;
+mod listen_signature;
+mod log;
+mod output;
+mod serve;
+mod service;
+mod settings_flags;
+mod staff;
+mod staff_fields;
+mod subscription;
+mod table;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::fault::Faults;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done, or stopped in order by a signal
+  1    failed: the server refused, cannot be reached, or could not run
+  2    wrong usage, or faults in the configuration
+  130, 143  ended at once by a second SIGINT or SIGTERM
+
+Without --token the commands that call a server use the credentials that
+`rollcall dev` left in ./rollcall-data/dev.json, and only towards that server.";
+
+/// Keeps the roll of staff contacts and calls every system that must know when it changes.
+#[derive(Debug, Parser)]
+#[command(name = "rollcall", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server until SIGTERM or SIGINT.
+    Serve(serve::ServeArgs),
+    /// Run a server for development: local receivers, no rate limits, a service and an app ready to use.
+    Dev(dev::DevArgs),
+    /// Run a receiver that prints notifications, and subscribe it.
+    Listen(listen::ListenArgs),
+    /// Create, list and delete services (admin token).
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
+    /// Create, list and delete apps of a service, rotate their tokens (admin token).
+    #[command(subcommand)]
+    App(app::AppCommand),
+    /// List, show, create, edit and delete staff contacts (`AppToken`).
+    #[command(subcommand)]
+    Staff(staff::StaffCommand),
+    /// Show and set the subscription of an app (`AppToken`).
+    #[command(subcommand)]
+    Subscription(subscription::SubscriptionCommand),
+    /// Replace a lost admin token while no server runs.
+    #[command(subcommand)]
+    AdminToken(admin_token::AdminTokenCommand),
+    /// Check and show settings.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+}
+
+/// Runs the command that the process arguments name.
+#[must_use]
+pub fn run() -> ExitCode {
+    run_with(std::env::args_os())
+}
+
+/// Runs the command that these arguments name; the first is the program's name.
+pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to tell when not even the usage can be printed.
+            drop(error.print());
+            return exit_code(error.exit_code());
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&anyhow::Error::new(error).context("cannot start threads")),
+    };
+    match runtime.block_on(Box::pin(run_command(cli.command))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+async fn run_command(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Dev(args) => dev::run(args).await,
+        Command::Listen(args) => listen::run(args).await,
+        Command::Service(command) => service::run(command).await,
+        Command::App(command) => app::run(command).await,
+        Command::Staff(command) => staff::run(command).await,
+        Command::Subscription(command) => subscription::run(command).await,
+        Command::AdminToken(command) => admin_token::run(command),
+        Command::Config(command) => config::run(command),
+    }
+}
+
+/// What was asked for cannot be meant; exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    if error.downcast_ref::<output::Closed>().is_some() {
+        return ExitCode::SUCCESS;
+    }
+    output::complain(&format!("error: {error:#}"));
+    let usage = error.is::<Usage>() || error.is::<Faults>();
+    if usage {
+        ExitCode::from(2)
+    } else {
+        ExitCode::from(1)
+    }
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::Cli;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_readme_is_accepted() {
+        for line in [
+            "rollcall serve --listen 0.0.0.0:80 --allow-http --allow-targets= --config a.toml",
+            "rollcall serve --allow-http false --retry-schedule 1s,2s",
+            "rollcall dev --json --listen 127.0.0.1:0",
+            "rollcall listen --port 0 --fail-rate 0.5 --status 503 --delay 200ms --no-subscribe",
+            "rollcall listen --app app_1 --token rct_1 --json",
+            "rollcall service create Acme",
+            "rollcall service delete srv_1 --token t --url http://h",
+            "rollcall app create CRM --service srv_1 --scopes events,directory:read",
+            "rollcall app rotate-token app_1 --service srv_1 --overlap 0",
+            "rollcall staff list --name ana --limit 5 --offset 10",
+            "rollcall staff create --first-name A --last-name B --email a@b.c --phone +4412345",
+            "rollcall staff edit sc_1 --job-title Lead --unset role --unset phone --if-match 3",
+            "rollcall subscription set --target https://x.example --enabled false",
+            "rollcall admin-token reset --data-dir d",
+            "rollcall config show --effective --max-in-flight 3",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for line in [
+            "rollcall",
+            "rollcall serve --no-such-flag",
+            "rollcall serve --max-in-flight",
+            "rollcall listen --fail-rate 1.01",
+            "rollcall listen --status 99",
+            "rollcall listen --path hook",
+            "rollcall listen --secret whsec_x",
+            "rollcall staff create --first-name A",
+            "rollcall subscription set --enabled true",
+            "rollcall app create CRM --service s --scopes events,all",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

@@ -1,8 +1,8 @@
 //! Which IP addresses are globally reachable unicast, from the IANA special-purpose address registries.
 //!
-//! [`super::target_guard`] asks for every address before a connection is opened to it. The table is stricter
+//! [`super::TargetGuard`] asks for every address before a connection is opened to it. The table is stricter
 //! than the registries: a special-purpose block is refused even where its entry says that it is globally reachable
-//! (anycast relays, AS112), because no receiver lives there. For IPv6 only 2000::/3, the space from which
+//! (anycast relays, AS112), because no receiver lives there. For IPv6 only `2000::/3`, the space from which
 //! unicast addresses are assigned, is taken at all; that alone refuses loopback, unique local, link-local,
 //! site-local, multicast, discard-only, and the mapped, compatible and NAT64 forms of IPv4.
 
@@ -58,7 +58,7 @@ pub(super) fn is_global(address: IpAddr) -> bool {
 
 /// The IPv4 address inside an IPv6 address, for every form that a translator or tunnel on the way may unwrap.
 ///
-/// The local prefix 64:ff9b:1::/48 may carry it at any of the places that RFC 6052 knows; the last 32 bits
+/// The local prefix `64:ff9b:1::/48` may carry it at any of the places that RFC 6052 knows; the last 32 bits
 /// are taken. Loopback and unspecified are not the deprecated compatible form.
 pub(super) fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let pair = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
@@ -81,3 +81,7 @@ pub(super) fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
 fn covers_v6((net, length): (Ipv6Addr, u32), address: Ipv6Addr) -> bool {
     (address.to_bits() ^ net.to_bits()) >> (128 - length) == 0
 }
+
+#[cfg(test)]
+#[path = "address_table_tests.rs"]
+mod tests;

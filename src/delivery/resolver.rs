@@ -1,6 +1,6 @@
 //! Names to addresses: the seam, and the implementation that asks the system's name servers.
 //!
-//! [`super::target_guard`] is the only caller; it judges and caches what comes back. The system's resolver
+//! [`super::TargetGuard`] is the only caller; it judges and caches what comes back. The system's resolver
 //! library is not used: it would apply the search list and the hosts file, and it hides how long an answer is valid.
 
 use std::fmt;
@@ -160,6 +160,27 @@ fn load() -> Option<Arc<TokioResolver>> {
         Err(error) => {
             tracing::warn!(%error, "name servers of the system not readable, no name can be resolved");
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LookupError, Resolve, SystemResolver};
+
+    #[test]
+    fn it_is_made_outside_of_a_runtime() {
+        let resolver = SystemResolver::new();
+
+        assert!(!resolver.loaded.lock().unwrap().stale);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_cannot_be_asked_for_has_no_address() {
+        let resolver = SystemResolver::new();
+        if resolver.current().is_some() {
+            let name = format!("{}.example.com", "a".repeat(64));
+            assert_eq!(resolver.lookup(&name).await, Err(LookupError::NotFound));
         }
     }
 }

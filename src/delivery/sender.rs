@@ -1,7 +1,7 @@
 //! The only place that opens outgoing connections: sends one request and judges the answer.
 //!
 //! The lane's attempts come in through [`Sender::attempt`], verifications through [`super::challenge`], which
-//! shares [`Sender::post`]. Before every request the target guard is asked for the receiver's addresses, and only
+//! shares the sending and reading. Before every request the target guard is asked for the receiver's addresses, and only
 //! a connection to one of them is used, fresh or kept. Nothing here waits for a later try: retries, pauses and
 //! the circuit are the lane's. Redirects are not followed, answers not decompressed, and no answer takes more
 //! time, header or body than the limits below.
@@ -13,31 +13,36 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-};
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
-use rustls::pki_types::ServerName;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::outcome::{Outcome, judge_answer};
 use super::signing;
-use super::target_guard::{Refusal, Step, Target, TargetGuard, TargetHost};
+use super::target_guard::{Refusal, Step, TargetGuard};
 use crate::domain::clock::Clock;
 use crate::domain::subscription::SigningSecret;
 
 // Private parts of the sender, in files of their own.
+#[path = "body.rs"]
+mod body;
 #[path = "connector.rs"]
 mod connector;
+#[path = "line.rs"]
+mod line;
 #[path = "pool.rs"]
 mod pool;
 
+pub use body::BODY_BYTES_MAX;
+pub(super) use body::{BodyEnd, Reading, Received};
+pub use line::Line;
+
+use body::read_body;
 use connector::{Connector, Proxy, platform_tls};
-use pool::{Lease, Pool};
+use pool::Lease;
 
 /// Time to resolve, connect and agree on TLS; `connect_timeout`. Longer holds slots for dead receivers, shorter
 /// fails distant ones.
@@ -45,10 +50,6 @@ pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
 /// Time for a whole attempt; `request_timeout`. The lower end of what Standard Webhooks recommends.
 pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
-
-/// Most bytes of an answer's body that are read. More costs memory and time for bytes that mean nothing here,
-/// less closes connections that could be kept.
-pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// Bytes kept of a failed answer: enough for a receiver's owner to recognise his error page.
 pub const ANSWER_START_BYTES: usize = 1024;
@@ -99,29 +100,6 @@ pub enum SenderError {
     Tls(#[source] rustls::Error),
 }
 
-/// One subscription's outgoing side: its receiver and the connections to it.
-///
-/// Shared by all attempts of the subscription. Without connections it is a few hundred bytes, no timer, no task.
-pub struct Line {
-    target: Target,
-    server_name: Option<ServerName<'static>>,
-    /// Path and query, for HTTP/1.1.
-    origin: Uri,
-    /// Scheme, authority, path and query, for HTTP/2.
-    absolute: Uri,
-    host: HeaderValue,
-    pool: Pool,
-}
-
-impl std::fmt::Debug for Line {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Path and query may carry the receiver's secrets.
-        f.debug_struct("Line")
-            .field("authority", &self.target.authority)
-            .finish_non_exhaustive()
-    }
-}
-
 /// One notification to send.
 #[derive(Clone, Debug)]
 pub struct Attempt<'a> {
@@ -165,40 +143,6 @@ impl From<Step> for PostFailure {
     fn from(step: Step) -> Self {
         Self { step, status: None }
     }
-}
-
-/// Which part of an answer's body is wanted.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Reading {
-    /// Bytes kept of a 2xx answer.
-    pub(super) keep_success: usize,
-    /// Bytes kept of any other.
-    pub(super) keep_failure: usize,
-    /// How long the body is waited for, within the deadline of the whole.
-    pub(super) patience: Duration,
-}
-
-/// How reading a body ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BodyEnd {
-    /// All of it was read.
-    Complete,
-    /// It has more than [`BODY_BYTES_MAX`].
-    TooLarge,
-    /// The connection broke.
-    Broken,
-    /// It did not arrive in time.
-    TimedOut,
-}
-
-/// An answer as received.
-#[derive(Debug)]
-pub(super) struct Received {
-    pub(super) status: StatusCode,
-    pub(super) retry_after: Option<HeaderValue>,
-    /// As much of the body as was wanted.
-    pub(super) body: Bytes,
-    pub(super) end: BodyEnd,
 }
 
 /// Sends requests to receivers. Shared by all lines.
@@ -452,45 +396,6 @@ impl Sender {
     }
 }
 
-impl Line {
-    /// `None` when the HTTP or TLS library cannot express the target.
-    fn new(target: Target) -> Option<Self> {
-        let server_name = match (&target.host, target.tls) {
-            (_, false) => None,
-            (TargetHost::Name(name), true) => Some(ServerName::try_from(name.clone()).ok()?),
-            (TargetHost::Address(address), true) => Some(ServerName::from(*address)),
-        };
-        let absolute = Uri::builder()
-            .scheme(if target.tls { "https" } else { "http" })
-            .authority(target.authority.as_str())
-            .path_and_query(target.path_and_query.as_str())
-            .build()
-            .ok()?;
-        Some(Self {
-            server_name,
-            origin: Uri::try_from(target.path_and_query.as_str()).ok()?,
-            absolute,
-            host: HeaderValue::from_str(&target.authority).ok()?,
-            pool: Pool::new(),
-            target,
-        })
-    }
-
-    fn request(&self, http2: bool, mut headers: HeaderMap, body: Bytes) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = Method::POST;
-        if http2 {
-            *request.version_mut() = Version::HTTP_2;
-            *request.uri_mut() = self.absolute.clone();
-        } else {
-            *request.uri_mut() = self.origin.clone();
-            headers.insert(HOST, self.host.clone());
-        }
-        *request.headers_mut() = headers;
-        request
-    }
-}
-
 /// A kept connection that takes a request now.
 async fn take_ready(line: &Line, addresses: &[IpAddr]) -> Option<Lease> {
     while let Some(mut lease) = line.pool.take(addresses) {
@@ -514,35 +419,6 @@ fn finish(
         Some(Err(error)) if error.is_parse() => Err(Step::Status),
         Some(Err(_)) | None => Err(Step::Connect),
     }
-}
-
-/// Reads a body to its end or to the limits; keeps its first `keep` bytes.
-async fn read_body(mut body: Incoming, keep: usize, until: Instant) -> (Bytes, BodyEnd) {
-    if body.is_end_stream() {
-        return (Bytes::new(), BodyEnd::Complete);
-    }
-    let mut kept = BytesMut::new();
-    let reading = async {
-        let mut read = 0;
-        while let Some(frame) = body.frame().await {
-            let Ok(frame) = frame else {
-                return BodyEnd::Broken;
-            };
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
-            read += data.len();
-            kept.extend_from_slice(&data[..data.len().min(keep - kept.len())]);
-            if read > BODY_BYTES_MAX {
-                return BodyEnd::TooLarge;
-            }
-        }
-        BodyEnd::Complete
-    };
-    let end = tokio::time::timeout_at(until, reading)
-        .await
-        .unwrap_or(BodyEnd::TimedOut);
-    (kept.freeze(), end)
 }
 
 #[cfg(test)]

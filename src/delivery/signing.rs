@@ -31,8 +31,9 @@ pub const SECRET_BYTES_MIN: usize = 24;
 /// Most bytes of a secret: one block of SHA-256; a longer key would be hashed down and gain nothing.
 pub const SECRET_BYTES_MAX: usize = 64;
 
-/// How far a timestamp may be from the verifier's clock, before or after: the tolerance of the Standard
-/// Webhooks libraries. More lets a captured request be replayed longer, less refuses receivers whose clock is off.
+/// How far a timestamp may be from the verifier's clock, before or after.
+///
+/// The tolerance of the Standard Webhooks libraries. More lets a captured request be replayed longer, less refuses receivers whose clock is off.
 pub const TIMESTAMP_TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
 const SECRET_PREFIX: &str = "whsec_";

@@ -24,10 +24,7 @@
 //! **Left to the network.** Addresses that are globally reachable but ours: put them into `deny_targets`, or
 //! block them on the way out.
 
-use std::borrow::Cow;
-use std::cell::Cell;
 use std::collections::HashMap;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -35,15 +32,19 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::time::Instant;
 
-use crate::domain::subscription::URL_BYTES_MAX;
-
 // Private parts of the guard, in files of their own.
 #[path = "address_table.rs"]
 mod address_table;
+#[path = "refusal.rs"]
+mod refusal;
 #[path = "resolver.rs"]
 mod resolver;
+#[path = "target.rs"]
+mod target;
 
+pub use refusal::{Refusal, Step};
 pub use resolver::{Lookup, LookupError, LookupFuture, Resolve, SystemResolver};
+pub use target::{Target, TargetHost};
 
 /// Longest use of an answer of the name servers. Longer delays moves of receivers and lets a name that turned bad
 /// be used longer, shorter asks more often than the name's owner wants.
@@ -60,100 +61,10 @@ pub const NAMES_MAX: usize = 10_000;
 /// Elasticsearch, memcached; and 0, which is none.
 pub const DENY_PORTS_DEFAULT: [u16; 8] = [0, 22, 25, 2375, 5432, 6379, 9200, 11211];
 
-/// Longest host name and label of the domain name system (RFC 1035, section 2.3.4), without the trailing dot.
-const NAME_BYTES_MAX: usize = 253;
-const LABEL_BYTES_MAX: usize = 63;
-
 const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::LOCALHOST),
     IpAddr::V6(Ipv6Addr::LOCALHOST),
 ];
-
-/// How far a verification or an attempt came; what the caller learns of a failed one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Step {
-    /// The text of the URL.
-    Url,
-    /// Its host name: the rules for names, and resolving it.
-    Name,
-    /// An address: written in the URL, or what the name stands for.
-    Address,
-    /// Opening the connection, and keeping it until the answer.
-    Connect,
-    /// The TLS handshake and the certificate.
-    Tls,
-    /// The time for the whole answer.
-    Timeout,
-    /// The answer's status line and headers.
-    Status,
-    /// The answer's size.
-    Size,
-    /// The answer as JSON.
-    Json,
-    /// The answer's `code`.
-    Code,
-    /// The echoed challenge.
-    Challenge,
-}
-
-impl Step {
-    /// The name in messages and rows.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Url => "url",
-            Self::Name => "name",
-            Self::Address => "address",
-            Self::Connect => "connect",
-            Self::Tls => "tls",
-            Self::Timeout => "timeout",
-            Self::Status => "status",
-            Self::Size => "size",
-            Self::Json => "json",
-            Self::Code => "code",
-            Self::Challenge => "challenge",
-        }
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Why a target may not be called; the message names the rule, never an address that was resolved.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Refusal {
-    /// Where it was refused: [`Step::Url`], [`Step::Name`] or [`Step::Address`].
-    pub step: Step,
-    /// For the caller: lower case, no full stop.
-    pub message: Cow<'static, str>,
-}
-
-impl Refusal {
-    const fn url(message: &'static str) -> Self {
-        Self {
-            step: Step::Url,
-            message: Cow::Borrowed(message),
-        }
-    }
-
-    const fn name(message: &'static str) -> Self {
-        Self {
-            step: Step::Name,
-            message: Cow::Borrowed(message),
-        }
-    }
-
-    const fn address(message: &'static str) -> Self {
-        Self {
-            step: Step::Address,
-            message: Cow::Borrowed(message),
-        }
-    }
-}
 
 /// What the operator decides; the default is what production runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,30 +94,6 @@ impl Default for Settings {
             allow_http: false,
         }
     }
-}
-
-/// The host of a target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TargetHost {
-    /// A name, in lower case.
-    Name(String),
-    /// A literal address.
-    Address(IpAddr),
-}
-
-/// A URL whose text has passed [`TargetGuard::check_url`], taken apart once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Whether the connection is encrypted.
-    pub tls: bool,
-    /// Who is called.
-    pub host: TargetHost,
-    /// Which port, the scheme's own when none was written.
-    pub port: u16,
-    /// Host as it was written, with the port unless it is the scheme's own: the `Host` header.
-    pub authority: String,
-    /// Path and query byte for byte as written; `/` stands in for a missing path.
-    pub path_and_query: String,
 }
 
 /// Judges URLs, names and addresses. Shared by everything that calls out.
@@ -246,49 +133,15 @@ impl TargetGuard {
     ///
     /// [`Refusal`] at step url, name or address, whichever rule is broken first.
     pub fn check_url(&self, text: &str) -> Result<Target, Refusal> {
-        check_text(text)?;
-        let (tls, rest) = self.split_scheme(text)?;
-        let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (authority, path) = rest.split_at(authority_end);
-        if authority.contains('@') {
-            return Err(Refusal::url("url must not contain user info"));
-        }
-        let understood = parse_strictly(text)?;
-        let (host_text, port_text) = split_authority(authority);
-        let default_port = if tls { 443 } else { 80 };
-        let port = check_port(port_text, understood.port(), default_port)?;
-        let host = check_host(host_text, &understood)?;
-        match &host {
+        let target = Target::parse(text, self.settings.allow_http)?;
+        match &target.host {
             TargetHost::Name(name) => self.check_name(name)?,
             TargetHost::Address(address) => self.judge(*address)?,
         }
-        if self.settings.deny_ports.contains(&port) {
+        if self.settings.deny_ports.contains(&target.port) {
             return Err(Refusal::url("the port of the url is not allowed"));
         }
-
-        let authority = if port == default_port {
-            host_text
-        } else {
-            authority
-        };
-        let slash = if path.starts_with('/') { "" } else { "/" };
-        let path_and_query = format!("{slash}{path}");
-        // What is called must be what was checked: the HTTP library's own reading has the last word.
-        let callable = http::Uri::try_from(path_and_query.as_str())
-            .is_ok_and(|uri| uri.to_string() == path_and_query)
-            && http::uri::Authority::try_from(authority).is_ok();
-        if !callable {
-            return Err(Refusal::url(
-                "url contains characters that must be percent-encoded",
-            ));
-        }
-        Ok(Target {
-            tls,
-            host,
-            port,
-            authority: authority.to_owned(),
-            path_and_query,
-        })
+        Ok(target)
     }
 
     /// Judges one address: deny, then allow, then the table.
@@ -353,20 +206,6 @@ impl TargetGuard {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
-    }
-
-    fn split_scheme<'a>(&self, text: &'a str) -> Result<(bool, &'a str), Refusal> {
-        match text.split_once("://") {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => Ok((true, rest)),
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
-                if self.settings.allow_http {
-                    Ok((false, rest))
-                } else {
-                    Err(Refusal::url("url must begin with https://"))
-                }
-            }
-            _ => Err(Refusal::url("url must begin with https://")),
-        }
     }
 
     fn check_name(&self, name: &str) -> Result<(), Refusal> {
@@ -455,101 +294,6 @@ impl TargetGuard {
         let expires = now + ttl.clamp(ANSWER_AGE_MIN, ANSWER_AGE_MAX);
         answers.insert(name.into(), Judged { verdict, expires });
     }
-}
-
-/// Rules for the text as a whole, before any parser sees it.
-fn check_text(text: &str) -> Result<(), Refusal> {
-    if text.len() > URL_BYTES_MAX {
-        let message = format!("url must have at most {URL_BYTES_MAX} bytes");
-        return Err(Refusal {
-            step: Step::Url,
-            message: message.into(),
-        });
-    }
-    if text.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
-        return Err(Refusal::url(
-            "url must not contain blanks or control characters",
-        ));
-    }
-    // Other characters could not be called byte for byte: a request line is ASCII.
-    if !text.is_ascii() {
-        return Err(Refusal::url("url must be written in ASCII"));
-    }
-    if text.contains('#') {
-        return Err(Refusal::url("url must not contain a fragment"));
-    }
-    if text.contains('\\') {
-        return Err(Refusal::url("url must not contain a backslash"));
-    }
-    Ok(())
-}
-
-fn parse_strictly(text: &str) -> Result<url::Url, Refusal> {
-    let violated = Cell::new(false);
-    let note = |_| violated.set(true);
-    let parsed = url::Url::options()
-        .syntax_violation_callback(Some(&note))
-        .parse(text);
-    match parsed {
-        Ok(_) if violated.get() => Err(Refusal::url("url breaks the syntax of urls")),
-        Ok(url) => Ok(url),
-        Err(_) => Err(Refusal::url("url or its host cannot be read")),
-    }
-}
-
-/// Host and port as written; a colon inside brackets belongs to the address.
-fn split_authority(authority: &str) -> (&str, Option<&str>) {
-    match authority.rfind(':') {
-        Some(colon) if !authority[colon..].contains(']') => {
-            (&authority[..colon], Some(&authority[colon + 1..]))
-        }
-        _ => (authority, None),
-    }
-}
-
-fn check_port(text: Option<&str>, parsed: Option<u16>, default: u16) -> Result<u16, Refusal> {
-    let port = parsed.unwrap_or(default);
-    match text {
-        Some(text) if text != port.to_string() => {
-            Err(Refusal::url("the port of the url must be a plain number"))
-        }
-        _ => Ok(port),
-    }
-}
-
-/// The host, when it was written as the parser understood it.
-fn check_host(text: &str, understood: &url::Url) -> Result<TargetHost, Refusal> {
-    if text.ends_with('.') {
-        return Err(Refusal::url("the host of the url must not end in a dot"));
-    }
-    let same = understood
-        .host_str()
-        .is_some_and(|host| host.eq_ignore_ascii_case(text));
-    if !same {
-        return Err(Refusal::url(
-            "the host of the url must be written in its plain form",
-        ));
-    }
-    match understood.host() {
-        Some(url::Host::Domain(name)) if is_plain_name(name) => {
-            Ok(TargetHost::Name(name.to_ascii_lowercase()))
-        }
-        Some(url::Host::Ipv4(address)) => Ok(TargetHost::Address(address.into())),
-        Some(url::Host::Ipv6(address)) => Ok(TargetHost::Address(address.into())),
-        _ => Err(Refusal::url("the host of the url is not a valid host name")),
-    }
-}
-
-/// Whether name servers and certificates can carry the name. WHATWG takes more characters.
-fn is_plain_name(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    name.len() <= NAME_BYTES_MAX
-        && name.split('.').all(|label| {
-            (1..=LABEL_BYTES_MAX).contains(&label.len())
-                && label.bytes().all(plain)
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-        })
 }
 
 fn is_localhost(name: &str) -> bool {

@@ -7,11 +7,11 @@
 //! gets [`Error::Unavailable`]: the outcome is unknown to it.
 
 pub mod command;
+#[cfg(test)]
+pub mod conformance;
 pub mod queue;
 pub mod rows;
 pub mod sqlite;
-#[cfg(test)]
-pub mod conformance;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -74,15 +74,25 @@ pub trait Read: Send + Sync + std::fmt::Debug {
     /// The services, oldest first; `after` is the last id of the page before.
     fn list_services(&self, after: Option<ServiceId>, limit: u32) -> Answer<'_, Page<Service>>;
     /// The apps of a service, oldest first.
-    fn list_apps(&self, service: ServiceId, after: Option<AppId>, limit: u32) -> Answer<'_, Page<App>>;
+    fn list_apps(
+        &self,
+        service: ServiceId,
+        after: Option<AppId>,
+        limit: u32,
+    ) -> Answer<'_, Page<App>>;
     /// One contact.
     fn find_contact(&self, service: ServiceId, id: ContactId) -> Answer<'_, Option<StaffContact>>;
     /// A slice of the roll, oldest first, together with the total and the log's head at the same instant.
     fn list_contacts(&self, service: ServiceId, query: ContactQuery) -> Answer<'_, ContactList>;
     /// The stored subscription of an app.
-    fn find_subscription(&self, service: ServiceId, app: AppId) -> Answer<'_, Option<Subscription>>;
+    fn find_subscription(&self, service: ServiceId, app: AppId)
+    -> Answer<'_, Option<Subscription>>;
     /// Where the subscription of an app stands.
-    fn get_subscription_status(&self, service: ServiceId, app: AppId) -> Answer<'_, SubscriptionStatus>;
+    fn get_subscription_status(
+        &self,
+        service: ServiceId,
+        app: AppId,
+    ) -> Answer<'_, SubscriptionStatus>;
     /// The secrets that sign for an app at `now`, newest first. The app is there, so there is at least one.
     fn list_signing_secrets(
         &self,

@@ -4,8 +4,8 @@
 //! transaction, and answers everyone after the commit. When a caller goes away, its command still happens.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -38,12 +38,18 @@ pub type RecordListener = Box<dyn FnOnce(Result<(), Error>) + Send>;
 pub struct Waiting {
     /// The command.
     pub command: Command,
+    /// Who awaits the reply.
+    pub caller: Caller,
+}
+
+/// Who awaits the reply to a command.
+pub struct Caller {
     reply: oneshot::Sender<Result<Reply, Error>>,
     // Given back when the command is done, also when its caller has gone away.
     _permits: [OwnedSemaphorePermit; 2],
 }
 
-impl Waiting {
+impl Caller {
     /// Answers the caller; one that has gone away is no fault.
     pub fn answer(self, result: Result<Reply, Error>) {
         drop(self.reply.send(result));
@@ -71,7 +77,7 @@ impl Group {
     /// Ends the group for everyone in it.
     pub fn fail(self, error: &Error) {
         for waiting in self.commands {
-            waiting.answer(Err(error.clone()));
+            waiting.caller.answer(Err(error.clone()));
         }
         for waiting in self.records {
             (waiting.listener)(Err(error.clone()));
@@ -129,7 +135,11 @@ impl Queue {
                 .0;
         }
         if inner.commands.is_empty() && inner.records.is_empty() {
-            return if inner.closed { Taken::Closed } else { Taken::Idle };
+            return if inner.closed {
+                Taken::Closed
+            } else {
+                Taken::Idle
+            };
         }
         let mut group = Group::default();
         let records = inner.records.len().min(GROUP_RECORDS_MAX);
@@ -164,7 +174,7 @@ impl Queue {
         let mut inner = self.lock();
         if inner.closed {
             drop(inner);
-            waiting.answer(Err(closed()));
+            waiting.caller.answer(Err(closed()));
             return;
         }
         inner.commands.push_back(waiting);
@@ -186,7 +196,10 @@ impl Queue {
     /// The listener, when there is one.
     #[must_use]
     pub fn listener(&self) -> Option<CommitListener> {
-        self.listener.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.listener
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -230,12 +243,27 @@ impl Write {
     }
 
     async fn submit(&self, command: Command) -> Result<Reply, Error> {
-        let units = command.size().div_ceil(BYTES_PER_PERMIT).min(QUEUE_BYTES_MAX / BYTES_PER_PERMIT);
+        let units = command
+            .size()
+            .div_ceil(BYTES_PER_PERMIT)
+            .min(QUEUE_BYTES_MAX / BYTES_PER_PERMIT);
         let units = u32::try_from(units).unwrap_or(u32::MAX);
-        let bytes = Arc::clone(&self.bytes).acquire_many_owned(units).await.map_err(|_| closed())?;
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| closed())?;
+        let bytes = Arc::clone(&self.bytes)
+            .acquire_many_owned(units)
+            .await
+            .map_err(|_| closed())?;
+        let place = Arc::clone(&self.places)
+            .acquire_owned()
+            .await
+            .map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
-        self.queue.push(Waiting { command, reply, _permits: [bytes, place] });
+        self.queue.push(Waiting {
+            command,
+            caller: Caller {
+                reply,
+                _permits: [bytes, place],
+            },
+        });
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
@@ -250,7 +278,14 @@ impl Write {
         change: ContactChange,
         key: Option<IdempotencyKey>,
     ) -> Result<ContactAnswer, Error> {
-        match self.submit(Command::ChangeContact { service, change, key }).await? {
+        match self
+            .submit(Command::ChangeContact {
+                service,
+                change,
+                key,
+            })
+            .await?
+        {
             Reply::Contact(answer) => Ok(answer),
             other => Err(mismatch(&other)),
         }
@@ -266,7 +301,10 @@ impl Write {
         service: ServiceId,
         changes: Vec<ContactChange>,
     ) -> Result<Vec<Result<ContactAnswer, Error>>, Error> {
-        match self.submit(Command::ChangeContacts { service, changes }).await? {
+        match self
+            .submit(Command::ChangeContacts { service, changes })
+            .await?
+        {
             Reply::Contacts(answers) => Ok(answers),
             other => Err(mismatch(&other)),
         }
@@ -290,7 +328,9 @@ impl Write {
     ///
     /// Not found, unavailable.
     pub async fn delete_service(&self, service: ServiceId) -> Result<(), Error> {
-        self.submit(Command::DeleteService(service)).await.map(|_| ())
+        self.submit(Command::DeleteService(service))
+            .await
+            .map(|_| ())
     }
 
     /// Creates an app.
@@ -311,7 +351,9 @@ impl Write {
     ///
     /// Not found, unavailable.
     pub async fn delete_app(&self, service: ServiceId, app: AppId) -> Result<(), Error> {
-        self.submit(Command::DeleteApp(service, app)).await.map(|_| ())
+        self.submit(Command::DeleteApp(service, app))
+            .await
+            .map(|_| ())
     }
 
     /// Gives an app a new token; the earlier ones work until `earlier_until`.
@@ -326,7 +368,12 @@ impl Write {
         token: TokenHash,
         earlier_until: Timestamp,
     ) -> Result<(), Error> {
-        let command = Command::RotateToken { service, app, token, earlier_until };
+        let command = Command::RotateToken {
+            service,
+            app,
+            token,
+            earlier_until,
+        };
         self.submit(command).await.map(|_| ())
     }
 
@@ -342,7 +389,15 @@ impl Write {
         ticket: u64,
         wish: SubscriptionWish,
     ) -> Result<Subscription, Error> {
-        match self.submit(Command::SetSubscription { service, app, ticket, wish }).await? {
+        match self
+            .submit(Command::SetSubscription {
+                service,
+                app,
+                ticket,
+                wish,
+            })
+            .await?
+        {
             Reply::Subscription(subscription) => Ok(*subscription),
             other => Err(mismatch(&other)),
         }

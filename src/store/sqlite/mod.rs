@@ -1,1 +1,278 @@
-//! The embedded back end: one SQLite file.
+//! The embedded back end: one SQLite file in the data directory, one writer thread, a pool of readers.
+//!
+//! Write-ahead log with `synchronous=FULL`: a commit that returned is on the disk. `NORMAL` would lose
+//! acknowledged changes at a power cut.
+
+mod contacts;
+mod events;
+mod migrate;
+mod pool;
+mod progress;
+mod services;
+mod subscriptions;
+mod tenancy;
+mod upkeep;
+mod writer;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::queue::{Queue, Write};
+use super::rows::{ContactList, ContactQuery, LaneRow, SubscriptionStatus};
+use super::{Answer, Error, Read, Store};
+use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::contact::StaffContact;
+use crate::domain::event::Event;
+use crate::domain::id::{AppId, ContactId, ServiceId};
+use crate::domain::page::Page;
+use crate::domain::subscription::{SigningSecret, Subscription};
+use crate::domain::tenancy::{App, Service, TokenHash};
+
+use self::pool::Pool;
+use self::writer::Writer;
+
+/// The file that holds everything.
+const DATABASE_FILE: &str = "rollcall.db";
+/// The file whose lock says that a process uses the directory.
+const LOCK_FILE: &str = "lock";
+/// Pages after which a commit also checkpoints. 64 MiB of log: large, because the writer checkpoints in idle
+/// moments; larger lengthens the longest commit and the start after a crash, smaller makes such commits frequent.
+const CHECKPOINT_PAGES: i64 = 16_000;
+/// Page cache of the writer in KiB; measured in `docs/decisions/0002-embedded-store.md`.
+const WRITER_CACHE_KIB: i64 = 65_536;
+/// Page cache of each reader in KiB: readers mostly touch few pages.
+const READER_CACHE_KIB: i64 = 4_096;
+/// Prepared statements kept per connection: every statement there is, with room.
+const STATEMENTS_CACHED: usize = 96;
+
+/// An open embedded store: dropping it without [`Self::close`] loses nothing that was acknowledged.
+#[derive(Debug)]
+pub struct Embedded {
+    /// Reads and writes.
+    pub store: Store,
+    writer: std::thread::JoinHandle<()>,
+    queue: Arc<Queue>,
+    _lock: File,
+}
+
+impl Embedded {
+    /// Opens the store in this directory, making it when it is not there.
+    ///
+    /// # Errors
+    ///
+    /// Another process uses the directory, it cannot be written, or its schema is newer than this program.
+    pub fn open(directory: &Path, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+        make_directory(directory)?;
+        let lock = lock_directory(directory)?;
+        let path = directory.join(DATABASE_FILE);
+        let mut connection = open_writer(&path)?;
+        migrate::migrate(&mut connection)?;
+        let ticket = subscriptions::last_ticket(&connection).map_err(|e| unavailable(&e))?;
+        let pool = Arc::new(Pool::new(path.clone()));
+        let queue = Arc::new(Queue::default());
+        let writer = Writer::new(
+            path,
+            connection,
+            Arc::clone(&queue),
+            Arc::clone(&pool),
+            clock,
+        );
+        let writer = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| Error::Unavailable(format!("cannot start the writer: {error}")))?;
+        let write = Write::new(Arc::clone(&queue), ticket);
+        let read: Arc<dyn Read> = Arc::new(Reader { pool });
+        Ok(Self {
+            store: Store { read, write },
+            writer,
+            queue,
+            _lock: lock,
+        })
+    }
+
+    /// Lets nothing more in, finishes what waits, and closes the file. Blocks until that is done.
+    pub fn close(self) {
+        self.queue.close();
+        if self.writer.join().is_err() {
+            tracing::error!("store writer panicked");
+        }
+    }
+}
+
+fn make_directory(directory: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| {
+            Error::Unavailable(format!(
+                "cannot make data directory {}: {error}",
+                directory.display()
+            ))
+        })
+}
+
+fn lock_directory(directory: &Path) -> Result<File, Error> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = directory.join(LOCK_FILE);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| Error::Unavailable(format!("cannot open {}: {error}", path.display())))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Unavailable(format!(
+            "data directory {} is in use by another rollcall process: stop that one, or choose another directory",
+            directory.display()
+        ))),
+        Err(std::fs::TryLockError::Error(error)) => Err(Error::Unavailable(format!(
+            "cannot lock {}: {error}",
+            path.display()
+        ))),
+    }
+}
+
+fn unavailable(error: &rusqlite::Error) -> Error {
+    Error::Unavailable(error.to_string())
+}
+
+fn open(path: &Path, cache_kib: i64) -> Result<Connection, rusqlite::Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
+    connection.pragma_update(None, "cache_size", -cache_kib)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    Ok(connection)
+}
+
+fn open_writer(path: &Path) -> Result<Connection, Error> {
+    let opened = open(path, WRITER_CACHE_KIB).and_then(|connection| {
+        connection.query_row("PRAGMA journal_mode=WAL", [], |row| row.get::<_, String>(0))?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        Ok(connection)
+    });
+    restrict(path);
+    opened.map_err(|error| Error::Unavailable(format!("cannot open {}: {error}", path.display())))
+}
+
+/// Makes the file readable by its owner only, should the directory be more open than we made it.
+fn restrict(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    if let Err(error) = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)) {
+        tracing::debug!(error = %error, "database permissions not changed");
+    }
+}
+
+fn open_reader(path: &PathBuf) -> Result<Connection, rusqlite::Error> {
+    let connection = open(path, READER_CACHE_KIB)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
+}
+
+/// The reading side.
+#[derive(Debug)]
+struct Reader {
+    pool: Arc<Pool>,
+}
+
+impl Read for Reader {
+    fn find_app_by_token(&self, token: TokenHash, now: Timestamp) -> Answer<'_, Option<App>> {
+        self.pool
+            .read(move |c| tenancy::find_app_by_token(c, token, now))
+    }
+
+    fn find_admin_token(&self) -> Answer<'_, Option<TokenHash>> {
+        self.pool.read(tenancy::find_admin_token)
+    }
+
+    fn find_service(&self, service: ServiceId) -> Answer<'_, Option<Service>> {
+        self.pool.read(move |c| tenancy::find_service(c, service))
+    }
+
+    fn list_services(&self, after: Option<ServiceId>, limit: u32) -> Answer<'_, Page<Service>> {
+        self.pool
+            .read(move |c| tenancy::list_services(c, after, limit))
+    }
+
+    fn list_apps(
+        &self,
+        service: ServiceId,
+        after: Option<AppId>,
+        limit: u32,
+    ) -> Answer<'_, Page<App>> {
+        self.pool
+            .read(move |c| tenancy::list_apps(c, service, after, limit))
+    }
+
+    fn find_contact(&self, service: ServiceId, id: ContactId) -> Answer<'_, Option<StaffContact>> {
+        self.pool
+            .read(move |c| contacts::find_contact(c, service, id))
+    }
+
+    fn list_contacts(&self, service: ServiceId, query: ContactQuery) -> Answer<'_, ContactList> {
+        self.pool
+            .read(move |c| contacts::list_contacts(c, service, &query))
+    }
+
+    fn find_subscription(
+        &self,
+        service: ServiceId,
+        app: AppId,
+    ) -> Answer<'_, Option<Subscription>> {
+        self.pool
+            .read(move |c| subscriptions::find_subscription(c, service, app))
+    }
+
+    fn get_subscription_status(
+        &self,
+        service: ServiceId,
+        app: AppId,
+    ) -> Answer<'_, SubscriptionStatus> {
+        self.pool
+            .read(move |c| subscriptions::get_status(c, service, app))
+    }
+
+    fn list_signing_secrets(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        now: Timestamp,
+    ) -> Answer<'_, Vec<SigningSecret>> {
+        self.pool
+            .read(move |c| tenancy::list_signing_secrets(c, service, app, now))
+    }
+
+    fn list_heads(&self) -> Answer<'_, Vec<(ServiceId, u64)>> {
+        self.pool.read(events::list_heads)
+    }
+
+    fn list_lanes(&self) -> Answer<'_, Vec<LaneRow>> {
+        self.pool.read(progress::list_lanes)
+    }
+
+    fn find_lane(&self, service: ServiceId, app: AppId) -> Answer<'_, Option<LaneRow>> {
+        self.pool
+            .read(move |c| progress::find_lane(c, service, app))
+    }
+
+    fn list_events(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Vec<Event>> {
+        self.pool
+            .read(move |c| events::list_events(c, service, after, limit))
+    }
+
+    fn check(&self) -> Answer<'_, ()> {
+        self.pool.check()
+    }
+}

@@ -1,0 +1,34 @@
+//! `rollcall admin-token`: what to do when the admin token is lost.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Subcommand;
+
+use super::output;
+use crate::app;
+
+/// The commands about the admin token.
+#[derive(Debug, Subcommand)]
+pub(super) enum AdminTokenCommand {
+    /// Give a data directory a new admin token, printed once; no server may run on it.
+    Reset {
+        /// The data directory.
+        #[arg(long, value_name = "PATH")]
+        data_dir: PathBuf,
+    },
+}
+
+/// Runs the command.
+pub(super) fn run(command: AdminTokenCommand) -> anyhow::Result<()> {
+    let AdminTokenCommand::Reset { data_dir } = command;
+    let token = app::reset_admin_token(&data_dir).with_context(|| {
+        let data_dir = data_dir.display();
+        format!("cannot reset the admin token in {data_dir}; stop the server and check the path")
+    })?;
+    output::print(token.reveal())?;
+    output::complain(
+        "this is the new admin token, shown only this once; the old one no longer works",
+    );
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! `rollcall serve`: the server, until a signal ends it.
+//!
+//! Also what `dev` shares with it: waiting for the first signal, the orderly stop, and the abrupt one.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::settings_flags::SettingsFlags;
+use super::{log, output};
+use crate::app::{self, Running};
+use crate::config;
+
+/// How long attempts and requests under way may take after the first signal. Longer than this, and
+/// orchestrators kill the process; shorter, and more attempts are made twice.
+pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// The arguments of `rollcall serve`.
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    settings: SettingsFlags,
+}
+
+/// Runs the command.
+pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let settings = config::load(&args.settings.sources(false))?.settings;
+    log::install(&settings);
+    let own_token = settings.admin_token.is_some();
+    let signals = Signals::new()?;
+    let running = start(settings).await?;
+    let printed = print_welcome(&running, own_token);
+    wait(running, signals, printed).await
+}
+
+/// Starts the server and says what to do when it cannot.
+pub(super) async fn start(settings: config::Settings) -> anyhow::Result<Running> {
+    let listen = settings.listen;
+    let data_dir = settings.data_dir.display().to_string();
+    Box::pin(app::start(settings))
+        .await
+        .with_context(|| format!("cannot start on {listen} with the data directory {data_dir}"))
+}
+
+/// Waits for a signal or a failure, then stops in order. When `printed` says that the welcome could not be
+/// written, stops at once.
+pub(super) async fn wait(
+    running: Running,
+    mut signals: Signals,
+    printed: anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let ended = match printed {
+        Ok(()) => tokio::select! {
+            _ = signals.next() => Ok(()),
+            error = running.failed() => Err(error.context("the server failed")),
+        },
+        Err(error) => Err(error),
+    };
+    tokio::select! {
+        () = Box::pin(running.stop(STOP_GRACE)) => ended,
+        code = signals.next() => std::process::exit(code),
+    }
+}
+
+/// The base URL under which this machine reaches a server that listens here.
+pub(super) fn base_url(address: SocketAddr) -> String {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    format!("http://{}", SocketAddr::new(ip, address.port()))
+}
+
+fn print_welcome(running: &Running, own_token: bool) -> anyhow::Result<()> {
+    let url = base_url(running.address);
+    let mut text = format!(
+        "rollcall listens on {url}\ndata directory: {}",
+        running.data_dir.display()
+    );
+    if let Some(token) = &running.new_admin_token {
+        text.push_str(&format!(
+            "\n\nadmin token, shown only this once: {token}\n\nnext, make a service and an app:\n  \
+             export ROLLCALL_URL={url} ROLLCALL_TOKEN={token}\n  \
+             rollcall service create \"My organisation\"\n  \
+             rollcall app create CRM --service <serviceId> --scopes events,directory:read,directory:write",
+            token = token.reveal()
+        ));
+    } else if own_token {
+        text.push_str("\nadmin token: the one in the settings");
+    }
+    output::print(&text)
+}
+
+/// SIGINT and SIGTERM.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// From here on the signals no longer end the process by themselves.
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for the next one; gives the exit code of a process that it ends.
+    pub(super) async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 130,
+            _ = self.terminate.recv() => 143,
+        }
+    }
+}

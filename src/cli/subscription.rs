@@ -1,0 +1,54 @@
+//! `rollcall subscription`: where the notifications of an app go.
+
+use clap::{ArgAction, Subcommand};
+use http::Method;
+use serde_json::json;
+
+use super::connection::AppConnection;
+use super::table::fields;
+
+/// The commands about the subscription of an app.
+#[derive(Debug, Subcommand)]
+pub(super) enum SubscriptionCommand {
+    /// Show the subscription and where it stands.
+    Show {
+        #[command(flatten)]
+        connection: AppConnection,
+    },
+    /// Subscribe a URL, which is challenged first, or unsubscribe.
+    Set {
+        /// The receiver's URL.
+        #[arg(long, value_name = "URL")]
+        target: String,
+        /// Whether notifications are sent; false drops what is pending.
+        #[arg(long, action = ArgAction::Set, value_name = "true|false")]
+        enabled: bool,
+        #[command(flatten)]
+        connection: AppConnection,
+    },
+}
+
+/// Runs the command.
+pub(super) async fn run(command: SubscriptionCommand) -> anyhow::Result<()> {
+    match command {
+        SubscriptionCommand::Show { connection } => {
+            let (client, app) = connection.client()?;
+            let result = client.ask(Method::GET, &path(&app)).await?;
+            connection.connection.show(&result, fields)
+        }
+        SubscriptionCommand::Set {
+            target,
+            enabled,
+            connection,
+        } => {
+            let (client, app) = connection.client()?;
+            let body = json!({"enabled": enabled, "url": target});
+            let result = client.tell(Method::PATCH, &path(&app), &body, None).await?;
+            connection.connection.show(&result, fields)
+        }
+    }
+}
+
+fn path(app: &str) -> [&str; 5] {
+    ["v1", "api", "apps", app, "staff-contact-event-sub"]
+}

@@ -1,0 +1,257 @@
+//! From what was written to what the program uses: typed, complete, in range.
+//!
+//! Every fault of every source is reported together; rules between two settings are judged here too. Called by
+//! `cli`, which hands [`Settings`] to `app`.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::fault::{Fault, Faults};
+use super::parse;
+use super::raw::{Raw, Source, Sources, Written, collect};
+use super::table::{SETTINGS, find};
+use crate::domain::tenancy::Token;
+
+/// Where contacts, events and progress are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// In files below the data directory.
+    Embedded,
+}
+
+/// Which web origins may call the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CorsOrigins {
+    /// Every origin; it is echoed.
+    Any,
+    /// Exactly these; empty is none.
+    List(Vec<String>),
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For readers.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Everything the program may be told, already validated. Each field is explained in the table of settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where requests are accepted.
+    pub listen: SocketAddr,
+    /// The directory of the embedded store, as written.
+    pub data_dir: PathBuf,
+    /// Which store.
+    pub store: Store,
+    /// The admin token, when the operator chose one; from `admin_token` or `admin_token_file`.
+    pub admin_token: Option<Token>,
+    /// Networks that may be called although they are not public.
+    pub allow_targets: Vec<IpNet>,
+    /// Networks that are never called.
+    pub deny_targets: Vec<IpNet>,
+    /// Host names that are allowed, in lower case, each with all names below it; empty is every name.
+    pub allow_hosts: Vec<String>,
+    /// Host names that are refused, in lower case, each with all names below it.
+    pub deny_hosts: Vec<String>,
+    /// Ports that are never called.
+    pub deny_ports: Vec<u16>,
+    /// Whether receivers may have `http` URLs.
+    pub allow_http: bool,
+    /// Requests of one service in a minute; 0 is off.
+    pub requests_per_minute: u32,
+    /// Challenges of one app in a minute; 0 is off.
+    pub verifications_per_app: u32,
+    /// Challenges to one host in a minute; 0 is off.
+    pub verifications_per_host: u32,
+    /// Challenges in a minute; 0 is off.
+    pub verifications_total: u32,
+    /// Longest wait for a connection; at most `request_timeout`.
+    pub connect_timeout: Duration,
+    /// Longest time of one attempt.
+    pub request_timeout: Duration,
+    /// Waits between the attempts of one delivery; 1 to 20 of them.
+    pub retry_schedule: Vec<Duration>,
+    /// Attempts of one subscription under way at once; 1 to 256.
+    pub max_in_flight: u32,
+    /// Web origins that may call the API.
+    pub cors_origins: CorsOrigins,
+    /// What is logged, in the filter syntax of `tracing-subscriber`.
+    pub log: String,
+    /// How it is written.
+    pub log_format: LogFormat,
+}
+
+impl Default for Settings {
+    /// The defaults of `rollcall serve`.
+    fn default() -> Self {
+        built_in(false)
+    }
+}
+
+impl Settings {
+    /// The defaults of `rollcall dev`: receivers on this machine over `http`, and no rate limits.
+    #[must_use]
+    pub fn for_development() -> Self {
+        built_in(true)
+    }
+}
+
+fn built_in(development: bool) -> Settings {
+    load(&Sources {
+        development,
+        ..Sources::default()
+    })
+    .expect("the defaults of the table keep its rules, as a test shows")
+    .settings
+}
+
+/// A valid configuration and where each part of it came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What the program uses.
+    pub settings: Settings,
+    /// Name, value as it may be shown, and source of every setting, in the table's order.
+    pub shown: Vec<(&'static str, String, Source)>,
+    /// The configuration file, if one was named.
+    pub file: Option<PathBuf>,
+}
+
+/// Reads all sources.
+///
+/// # Errors
+///
+/// All faults of all sources together.
+pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
+    let mut reader = Reader {
+        raw: collect(sources),
+    };
+    let settings = reader.read_all();
+    reader.judge_timeouts(&settings);
+    let shown = reader.shown();
+    if reader.raw.faults.is_empty() {
+        return Ok(Loaded {
+            settings,
+            shown,
+            file: sources.config_file(),
+        });
+    }
+    Err(Faults(reader.raw.faults))
+}
+
+struct Reader {
+    raw: Raw,
+}
+
+impl Reader {
+    fn read_all(&mut self) -> Settings {
+        let limit = 0..=1_000_000;
+        Settings {
+            listen: self.read("listen", parse::simple),
+            data_dir: self.read("data_dir", parse::path),
+            store: self.read("store", parse::store),
+            admin_token: self.read_admin_token(),
+            allow_targets: self.read("allow_targets", |text| parse::list(text, parse::network)),
+            deny_targets: self.read("deny_targets", |text| parse::list(text, parse::network)),
+            allow_hosts: self.read("allow_hosts", |text| parse::list(text, parse::host)),
+            deny_hosts: self.read("deny_hosts", |text| parse::list(text, parse::host)),
+            deny_ports: self.read("deny_ports", |text| {
+                parse::list(text, |port| port.parse().ok())
+            }),
+            allow_http: self.read("allow_http", parse::simple),
+            requests_per_minute: self.read("requests_per_minute", |t| parse::number(t, &limit)),
+            verifications_per_app: self.read("verifications_per_app", |t| parse::number(t, &limit)),
+            verifications_per_host: self
+                .read("verifications_per_host", |text| parse::number(text, &limit)),
+            verifications_total: self.read("verifications_total", |t| parse::number(t, &limit)),
+            connect_timeout: self.read("connect_timeout", |text| parse::timeout(text, 60)),
+            request_timeout: self.read("request_timeout", |text| parse::timeout(text, 300)),
+            retry_schedule: self.read("retry_schedule", parse::retry_schedule),
+            max_in_flight: self.read("max_in_flight", |text| parse::number(text, &(1..=256))),
+            cors_origins: self.read("cors_origins", parse::cors_origins),
+            log: self.read("log", parse::log_filter),
+            log_format: self.read("log_format", parse::log_format),
+        }
+    }
+
+    /// Reads one setting. A refused value is noted and the default stands in, so that the others are judged too.
+    fn read<T>(&mut self, name: &str, parse: impl Fn(&str) -> parse::Parsed<T>) -> T {
+        let setting = find(name).expect("every field has its row in the table");
+        let written = &self.raw.values[setting.name];
+        match parse(&written.text) {
+            Ok(value) => value,
+            Err(why) => {
+                let fault = Fault::value(setting, &written.source, &written.text, &why);
+                self.raw.faults.push(fault);
+                parse(setting.default)
+                    .unwrap_or_else(|why| panic!("the default of {name} breaks its rule: {why}"))
+            }
+        }
+    }
+
+    fn read_admin_token(&mut self) -> Option<Token> {
+        let chosen = self.read("admin_token", parse::admin_token);
+        let file = self.read("admin_token_file", parse::optional_path);
+        let Some(path) = file else { return chosen };
+        let why = if !self.raw.values["admin_token"].text.is_empty() {
+            "admin_token is set too, give one of the two".to_owned()
+        } else {
+            match read_token(&path) {
+                Ok(Some(token)) => return Some(token),
+                Ok(None) => "the file is empty".to_owned(),
+                Err(why) => why,
+            }
+        };
+        self.refuse("admin_token_file", &why);
+        None
+    }
+
+    fn judge_timeouts(&mut self, settings: &Settings) {
+        if settings.connect_timeout <= settings.request_timeout {
+            return;
+        }
+        // The one that somebody wrote is to blame, not a default.
+        let written = |name: &str| self.raw.values[name].source != Source::Default;
+        let (blamed, other) = if written("request_timeout") && !written("connect_timeout") {
+            ("request_timeout", "connect_timeout")
+        } else {
+            ("connect_timeout", "request_timeout")
+        };
+        let why = format!("{other} is {}", self.raw.values[other].text);
+        self.refuse(blamed, &why);
+    }
+
+    fn refuse(&mut self, name: &str, why: &str) {
+        let setting = find(name).expect("only names of the table are refused");
+        let Written { text, source } = &self.raw.values[setting.name];
+        let fault = Fault::value(setting, source, text, why);
+        self.raw.faults.push(fault);
+    }
+
+    fn shown(&self) -> Vec<(&'static str, String, Source)> {
+        let shown = |setting: &'static super::table::Setting| {
+            let written = &self.raw.values[setting.name];
+            (
+                setting.name,
+                setting.shown(&written.text),
+                written.source.clone(),
+            )
+        };
+        SETTINGS.iter().map(shown).collect()
+    }
+}
+
+fn read_token(path: &Path) -> parse::Parsed<Option<Token>> {
+    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    parse::admin_token(text.trim_end())
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

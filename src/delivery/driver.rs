@@ -1,0 +1,540 @@
+//! One lane with all that carries out its effects: attempts, loads, records, timer, slots.
+//!
+//! The lock around the lane is held for a step and its effects, none of which waits. An attempt is a task that
+//! ends by stepping its lane.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::engine::{Key, Shared};
+use super::lane::{Effect, FailingRow, HeldDelivery, Input, Lane, LaneState, Plan, Progress};
+use super::outcome::Outcome;
+use super::retry::longest_wait;
+use super::sender::{Attempt, Line};
+use super::slots::Report;
+use crate::domain::clock::{Moment, Timestamp};
+use crate::domain::event::Event;
+use crate::domain::id::ContactId;
+use crate::domain::subscription::SigningSecret;
+use crate::store::Error;
+use crate::store::queue::WaitingRecord;
+use crate::store::rows::{ExhaustedRow, Failing, HeldRow, LaneRow, Record};
+
+/// An attempt older than this makes its lane doubtful.
+const DOUBTFUL_AGE: Duration = Duration::from_secs(1);
+/// Wait before the store is asked again.
+const STORE_RETRY: Duration = Duration::from_millis(200);
+
+#[derive(Debug)]
+struct State {
+    lane: Lane,
+    url: String,
+    line: Option<Arc<Line>>,
+    secrets: Arc<[SigningSecret]>,
+    /// Loaded events that have not been started yet.
+    events: BTreeMap<u64, Arc<Event>>,
+    timer: Option<Moment>,
+    reported: Report,
+    halted: bool,
+    head: u64,
+}
+
+/// The lane of one subscription, driven.
+pub(super) struct LaneDriver {
+    pub(super) id: u64,
+    pub(super) key: Key,
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+}
+
+impl LaneDriver {
+    pub(super) fn new(id: u64, key: Key, shared: Arc<Shared>) -> Arc<Self> {
+        let mut seed = [0; 8];
+        seed.copy_from_slice(&key.1.as_bytes()[8..]);
+        let lane = Lane::new(Arc::clone(&shared.settings), u64::from_le_bytes(seed));
+        let state = State {
+            lane,
+            url: String::new(),
+            line: None,
+            secrets: Arc::new([]),
+            events: BTreeMap::new(),
+            timer: None,
+            reported: Report {
+                permits: 0,
+                doubtful: false,
+                wanted: 0,
+            },
+            halted: true,
+            head: 0,
+        };
+        Arc::new(Self {
+            id,
+            key,
+            shared,
+            state: Mutex::new(state),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands one input to the lane and carries out what follows.
+    pub(super) fn step(self: &Arc<Self>, input: Input<'_>) {
+        let mut state = self.lock();
+        self.step_locked(&mut state, input);
+    }
+
+    fn step_locked(self: &Arc<Self>, state: &mut State, input: Input<'_>) {
+        let now = self.shared.clock.moment();
+        match &input {
+            Input::Head(head) => state.head = state.head.max(*head),
+            Input::Halt => state.halted = true,
+            _ => {}
+        }
+        let mut effects = Vec::new();
+        state.lane.step(now, input, &mut effects);
+        self.carry_out(state, now, effects);
+        loop {
+            let wanted = state.lane.wanted(now);
+            let surplus = state.lane.take_surplus();
+            let report = Report {
+                permits: state.lane.in_flight(),
+                doubtful: state.lane.doubtful(now, DOUBTFUL_AGE),
+                wanted,
+            };
+            if report == state.reported && surplus == 0 && wanted == 0 {
+                break;
+            }
+            let (granted, called) = self.shared.slots.settle(self.id, self, report);
+            if !called.is_empty() {
+                self.shared.hear_called(called);
+            }
+            state.reported = Report {
+                permits: report.permits + granted,
+                wanted: 0,
+                ..report
+            };
+            if granted == 0 {
+                break;
+            }
+            let mut effects = Vec::new();
+            state.lane.step(now, Input::Granted(granted), &mut effects);
+            self.carry_out(state, now, effects);
+        }
+        let wake = state.lane.next_wake(now);
+        if wake != state.timer {
+            self.shared.set_timer(self, state.timer, wake);
+            state.timer = wake;
+        }
+    }
+
+    fn carry_out(self: &Arc<Self>, state: &mut State, now: Moment, effects: Vec<Effect>) {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                Effect::Start {
+                    sequence,
+                    contact,
+                    attempt,
+                } => {
+                    self.start_attempt(state, sequence, contact, attempt);
+                }
+                Effect::Record(plan) => self.record(state, now, plan),
+                Effect::Load { after, limit } => {
+                    let limit_here = usize::try_from(limit).unwrap_or(usize::MAX);
+                    let events = self.shared.recent.after(self.key.0, after, limit_here);
+                    if events.is_empty() {
+                        let lane = Arc::clone(self);
+                        self.shared
+                            .tasks
+                            .spawn(async move { lane.load(after, limit).await });
+                        continue;
+                    }
+                    let mut more = Vec::new();
+                    feed(state, now, after, events, &mut more);
+                    effects.extend(more);
+                }
+            }
+        }
+    }
+
+    /// Reads a page of the log; a lane that no longer wants it passes it over.
+    async fn load(self: Arc<Self>, after: u64, limit: u32) {
+        loop {
+            match self
+                .shared
+                .store
+                .read
+                .list_events(self.key.0, after, limit)
+                .await
+            {
+                Ok(events) if contiguous(after, &events) => {
+                    let now = self.shared.clock.moment();
+                    let mut state = self.lock();
+                    let mut effects = Vec::new();
+                    let events = events.into_iter().map(Arc::new).collect();
+                    feed(&mut state, now, after, events, &mut effects);
+                    self.carry_out(&mut state, now, effects);
+                    self.step_locked(&mut state, Input::Tick);
+                    return;
+                }
+                Ok(_) => tracing::error!(
+                    service.id = %self.key.0, event.sequence = after + 1, "event log has a gap"
+                ),
+                Err(error) => tracing::warn!(error = %error, "events not loaded, trying again"),
+            }
+            if self.wait_or_stop().await {
+                return;
+            }
+        }
+    }
+
+    /// Whether the server stops.
+    async fn wait_or_stop(&self) -> bool {
+        tokio::select! {
+            () = self.shared.stopping.cancelled() => true,
+            () = tokio::time::sleep(STORE_RETRY) => false,
+        }
+    }
+
+    fn start_attempt(
+        self: &Arc<Self>,
+        state: &mut State,
+        sequence: u64,
+        contact: ContactId,
+        number: u32,
+    ) {
+        if state.line.is_none() {
+            state.line = self.shared.sender.line(&state.url).ok().map(Arc::new);
+        }
+        let event = state.events.remove(&sequence);
+        let line = state.line.clone();
+        let secrets = Arc::clone(&state.secrets);
+        let ending = Ending {
+            lane: Arc::clone(self),
+            contact,
+            outcome: Outcome::Failed,
+            ended: false,
+        };
+        self.shared.tasks.spawn(async move {
+            let mut ending = ending;
+            let stopping = ending.lane.shared.stopping.clone();
+            let lane = Arc::clone(&ending.lane);
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => ending.ended = true,
+                outcome = lane.attempt(event, line, &secrets, sequence, number) => {
+                    ending.outcome = outcome;
+                }
+            }
+        });
+    }
+
+    async fn attempt(
+        &self,
+        event: Option<Arc<Event>>,
+        line: Option<Arc<Line>>,
+        secrets: &[SigningSecret],
+        sequence: u64,
+        number: u32,
+    ) -> Outcome {
+        let Some(event) = self.find_event(event, sequence).await else {
+            return Outcome::Failed;
+        };
+        // The rules for targets have changed since the URL was verified.
+        let Some(line) = line else {
+            return Outcome::Failed;
+        };
+        let id = event.id.to_string();
+        let attempt = Attempt {
+            id: &id,
+            body: Bytes::from(event.notification()),
+            secrets,
+            sequence: Some(sequence),
+            contact_version: Some(event.contact_version),
+            number: Some(number),
+        };
+        let answer = self.shared.sender.attempt(&line, attempt).await;
+        tracing::debug!(
+            service.id = %self.key.0, app.id = %self.key.1, event.sequence = sequence,
+            attempt.number = number, outcome = ?answer.outcome, status = answer.status,
+            step = answer.step.name(), "attempt ended"
+        );
+        answer.outcome
+    }
+
+    /// The event of an attempt: loaded before, or read from the log.
+    async fn find_event(&self, event: Option<Arc<Event>>, sequence: u64) -> Option<Arc<Event>> {
+        if event.is_some() {
+            return event;
+        }
+        loop {
+            match self
+                .shared
+                .store
+                .read
+                .list_events(self.key.0, sequence - 1, 1)
+                .await
+            {
+                Ok(events) => {
+                    let found = events.into_iter().find(|event| event.sequence == sequence);
+                    return found.map(Arc::new);
+                }
+                Err(error) => tracing::warn!(error = %error, "event not read, trying again"),
+            }
+            if self.wait_or_stop().await {
+                return None;
+            }
+        }
+    }
+
+    fn record(self: &Arc<Self>, state: &State, now: Moment, plan: Plan) {
+        if let Some(reason) = plan.disable {
+            tracing::warn!(
+                service.id = %self.key.0, app.id = %self.key.1, reason, "subscription disabled"
+            );
+        }
+        let wall = self.shared.clock.now();
+        let number = plan.number;
+        let record = self.record_of(state, now, wall, plan);
+        let lane = Arc::clone(self);
+        let listener = Box::new(move |result| {
+            let shared = Arc::clone(&lane.shared);
+            shared.hear_recorded(lane, number, result);
+        });
+        self.shared
+            .store
+            .write
+            .queue()
+            .push_record(WaitingRecord { record, listener });
+    }
+
+    fn record_of(&self, _state: &State, now: Moment, wall: Timestamp, plan: Plan) -> Record {
+        let at = |moment: Moment| {
+            if moment >= now {
+                wall.plus(moment.since(now))
+            } else {
+                wall.minus(now.since(moment))
+            }
+        };
+        let held = |held: &HeldDelivery| HeldRow {
+            sequence: held.sequence,
+            contact: held.contact,
+            retries_used: held.retries_used,
+            attempts: held.attempts,
+            due_at: at(held.due),
+        };
+        let exhausted = |&(sequence, contact, attempts): &(u64, ContactId, u32)| ExhaustedRow {
+            sequence,
+            contact,
+            attempts,
+            at: wall,
+        };
+        Record {
+            service: self.key.0,
+            app: self.key.1,
+            generation: plan.generation,
+            cursor: plan.cursor,
+            bitmap: bitmap_of(plan.cursor, &plan.done),
+            failing: plan.failing.map(|row| Failing {
+                since: at(row.since),
+                attempts: row.attempts,
+            }),
+            hold: plan.hold.iter().map(held).collect(),
+            release: plan.release,
+            exhaust: plan.exhaust.iter().map(exhausted).collect(),
+            disable: plan.disable.map(str::to_owned),
+        }
+    }
+
+    pub(super) fn take_record_result(self: &Arc<Self>, number: u64, result: Result<(), Error>) {
+        match result {
+            Ok(()) => self.step(Input::Recorded { number }),
+            Err(error) => {
+                let superseded = error == Error::Superseded;
+                if !superseded {
+                    tracing::debug!(error = %error, "results not recorded, trying again");
+                }
+                self.step(Input::NotRecorded { number, superseded });
+            }
+        }
+    }
+
+    pub(super) fn take_timer(self: &Arc<Self>) {
+        let mut state = self.lock();
+        state.timer = None;
+        self.step_locked(&mut state, Input::Tick);
+    }
+
+    /// Begins anew from a row of the store.
+    pub(super) fn restart(self: &Arc<Self>, row: LaneRow) {
+        let now = self.shared.clock.moment();
+        let wall = self.shared.clock.now();
+        let mut state = self.lock();
+        if row.subscription.generation < state.lane.generation() {
+            return;
+        }
+        let head = self.shared.head(self.key.0).max(state.head);
+        state.head = head;
+        state.events.clear();
+        state.secrets = row.secrets.into();
+        if state.url != row.subscription.url {
+            state.url = row.subscription.url;
+            state.line = None;
+        }
+        state.halted = false;
+        let moment = |at: Timestamp| now.minus(wall.since(at));
+        let schedule = &self.shared.settings.retry_schedule;
+        let held = row.held.iter().map(|held| HeldDelivery {
+            sequence: held.sequence,
+            contact: held.contact,
+            retries_used: held.retries_used,
+            attempts: held.attempts,
+            due: now.plus(
+                held.due_at
+                    .since(wall)
+                    .min(longest_wait(schedule, held.retries_used)),
+            ),
+        });
+        let progress = Progress {
+            generation: row.subscription.generation,
+            head,
+            cursor: row.cursor,
+            done: done_of(row.cursor, &row.bitmap),
+            held: held.collect(),
+            failing: row.failing.map(|row| FailingRow {
+                since: moment(row.since),
+                attempts: row.attempts,
+            }),
+        };
+        self.step_locked(&mut state, Input::Restart(progress));
+    }
+
+    /// Takes the lane off every list that holds it; it is not used again.
+    pub(super) fn close(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if let Some(timer) = state.timer.take() {
+            self.shared.set_timer(self, Some(timer), None);
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.lock().lane.in_flight()
+    }
+
+    /// Whether an attempt is in flight or a result is not recorded yet.
+    pub(super) fn busy(&self) -> bool {
+        let state = self.lock();
+        state.lane.in_flight() > 0 || (!state.halted && state.lane.unrecorded())
+    }
+
+    pub(super) fn behind(&self, head: u64) -> bool {
+        self.lock().head < head
+    }
+
+    pub(super) fn halted(&self) -> bool {
+        self.lock().halted
+    }
+
+    pub(super) fn lane_state(&self) -> LaneState {
+        self.lock().lane.state(self.shared.clock.moment())
+    }
+}
+
+/// Steps the lane when an attempt ends, however it ends: a task that panicked must not leave its contact busy.
+struct Ending {
+    lane: Arc<LaneDriver>,
+    contact: ContactId,
+    outcome: Outcome,
+    /// Nothing is to be told any more: the server stops.
+    ended: bool,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let mut state = self.lane.lock();
+        let keep_permit = self.lane.shared.slots.keeps(state.lane.in_flight());
+        let input = Input::Ended {
+            contact: self.contact,
+            outcome: self.outcome,
+            keep_permit,
+        };
+        self.lane.step_locked(&mut state, input);
+    }
+}
+
+fn feed(
+    state: &mut State,
+    now: Moment,
+    after: u64,
+    events: Vec<Arc<Event>>,
+    effects: &mut Vec<Effect>,
+) {
+    let heads: Vec<(u64, ContactId)> = events.iter().map(|e| (e.sequence, e.contact)).collect();
+    state.lane.step(
+        now,
+        Input::Loaded {
+            after,
+            events: &heads,
+        },
+        effects,
+    );
+    let owed = events
+        .into_iter()
+        .filter(|event| state.lane.owes(event.sequence));
+    state
+        .events
+        .extend(owed.map(|event| (event.sequence, event)));
+}
+
+/// Whether these are events, and directly follow `after`.
+fn contiguous(after: u64, events: &[Event]) -> bool {
+    !events.is_empty()
+        && (after + 1..)
+            .zip(events)
+            .all(|(sequence, event)| event.sequence == sequence)
+}
+
+/// Bit `n`, least significant first, is event `cursor + 1 + n`.
+fn bitmap_of(cursor: u64, done: &[u64]) -> Vec<u8> {
+    let mut bitmap = Vec::new();
+    for sequence in done {
+        let bit = usize::try_from(sequence - cursor - 1).unwrap_or(usize::MAX);
+        if bit / 8 >= bitmap.len() {
+            bitmap.resize(bit / 8 + 1, 0_u8);
+        }
+        bitmap[bit / 8] |= 1 << (bit % 8);
+    }
+    bitmap
+}
+
+fn done_of(cursor: u64, bitmap: &[u8]) -> Vec<u64> {
+    let set = |bit: &u64| {
+        let byte = usize::try_from(bit / 8)
+            .ok()
+            .and_then(|byte| bitmap.get(byte));
+        byte.is_some_and(|byte| byte & (1 << (bit % 8)) != 0)
+    };
+    let bits = u64::try_from(bitmap.len()).unwrap_or(0) * 8;
+    (0..bits).filter(set).map(|bit| cursor + 1 + bit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{bitmap_of, done_of};
+
+    #[test]
+    fn bitmap_is_read_back() {
+        for done in [vec![], vec![11], vec![18], vec![19], vec![11, 12, 30, 1034]] {
+            assert_eq!(done_of(10, &bitmap_of(10, &done)), done);
+        }
+        assert_eq!(bitmap_of(10, &[11, 19]), [1, 1]);
+    }
+}

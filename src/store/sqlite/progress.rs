@@ -1,0 +1,198 @@
+//! Progress of subscriptions: recorded by the engine in every group, read back at start.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::events::{int, time, uint};
+use super::subscriptions::{failing_of, select_enabled, select_one, subscription_of};
+use super::writer::{Change, Stop};
+use crate::domain::clock::Timestamp;
+use crate::domain::id::{AppId, ContactId, ServiceId};
+use crate::domain::subscription::{Enabled, SigningSecret};
+use crate::store::Error;
+use crate::store::rows::{HeldRow, LaneRow, Record};
+
+/// Writes what a lane wants recorded; refused as a whole when its generation is over.
+pub(super) fn record(change: &mut Change<'_>, record: &Record) -> Result<(), Stop> {
+    let key = (record.service.as_bytes(), record.app.as_bytes());
+    // The first statement checks and writes at once: when the generation is over it matches no row.
+    let current = change
+        .connection
+        .prepare_cached(
+            "UPDATE progress SET cursor = ?4, bitmap = ?5, failing_since = ?6, failing_attempts = ?7 \
+             WHERE service = ?1 AND app = ?2 AND generation = ?3",
+        )?
+        .execute(params![
+            key.0,
+            key.1,
+            int(record.generation),
+            int(record.cursor),
+            record.bitmap,
+            record.failing.map(|failing| failing.since.millis()),
+            record.failing.map_or(0, |failing| failing.attempts),
+        ])?;
+    if current == 0 {
+        return Err(Error::Superseded.into());
+    }
+    for held in &record.hold {
+        change
+            .connection
+            .prepare_cached(
+                "INSERT OR REPLACE INTO held \
+                 (service, app, sequence, contact, retries_used, attempts, due_at) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                key.0,
+                key.1,
+                int(held.sequence),
+                held.contact.as_bytes(),
+                held.retries_used,
+                held.attempts,
+                held.due_at.millis(),
+            ])?;
+    }
+    for sequence in &record.release {
+        change
+            .connection
+            .prepare_cached("DELETE FROM held WHERE service = ?1 AND app = ?2 AND sequence = ?3")?
+            .execute(params![key.0, key.1, int(*sequence)])?;
+    }
+    for row in &record.exhaust {
+        change
+            .connection
+            .prepare_cached(
+                "INSERT OR REPLACE INTO exhausted (service, app, sequence, contact, attempts, at) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![
+                key.0,
+                key.1,
+                int(row.sequence),
+                row.contact.as_bytes(),
+                row.attempts,
+                row.at.millis()
+            ])?;
+    }
+    if let Some(reason) = &record.disable {
+        disable(change, record, reason)?;
+    }
+    Ok(())
+}
+
+fn disable(change: &mut Change<'_>, record: &Record, reason: &str) -> Result<(), Stop> {
+    let key = (record.service.as_bytes(), record.app.as_bytes());
+    change
+        .connection
+        .prepare_cached(
+            "UPDATE subscriptions SET enabled = ?3, reason = ?4, updated_at = ?5 \
+             WHERE service = ?1 AND app = ?2",
+        )?
+        .execute(params![
+            key.0,
+            key.1,
+            Enabled::DisabledBySystem.code(),
+            reason,
+            change.now.millis()
+        ])?;
+    change
+        .connection
+        .prepare_cached(
+            "UPDATE progress SET generation = generation + 1 WHERE service = ?1 AND app = ?2",
+        )?
+        .execute(params![key.0, key.1])?;
+    change
+        .commit
+        .subscriptions
+        .push((record.service, record.app));
+    Ok(())
+}
+
+fn lane_of(row: &Row<'_>) -> Result<LaneRow, rusqlite::Error> {
+    Ok(LaneRow {
+        subscription: subscription_of(row)?,
+        secrets: Vec::new(),
+        cursor: uint(row, 8)?,
+        bitmap: row.get(9)?,
+        failing: failing_of(row)?,
+        held: Vec::new(),
+    })
+}
+
+fn held_of(row: &Row<'_>) -> Result<HeldRow, rusqlite::Error> {
+    Ok(HeldRow {
+        sequence: uint(row, 0)?,
+        contact: ContactId::from_bytes(row.get(1)?),
+        retries_used: row.get(2)?,
+        attempts: row.get(3)?,
+        due_at: time(row, 4)?,
+    })
+}
+
+pub(super) fn find_lane(
+    connection: &Connection,
+    service: ServiceId,
+    app: AppId,
+) -> Result<Option<LaneRow>, rusqlite::Error> {
+    let tx = connection.unchecked_transaction()?;
+    let key = params![service.as_bytes(), app.as_bytes()];
+    let found = tx
+        .prepare_cached(&select_one())?
+        .query_row(key, lane_of)
+        .optional()?;
+    let Some(mut lane) = found.filter(|lane| lane.subscription.enabled == Enabled::Yes) else {
+        return Ok(None);
+    };
+    let there = tx
+        .prepare_cached("SELECT 1 FROM services WHERE service = ?1 AND hidden = 0")?
+        .exists([service.as_bytes()])?;
+    if !there {
+        return Ok(None);
+    }
+    lane.secrets = super::tenancy::list_signing_secrets(&tx, service, app, Timestamp::default())?;
+    lane.held = tx
+        .prepare_cached(
+            "SELECT sequence, contact, retries_used, attempts, due_at FROM held \
+             WHERE service = ?1 AND app = ?2 ORDER BY sequence",
+        )?
+        .query_map(key, held_of)?
+        .collect::<Result<_, _>>()?;
+    Ok(Some(lane))
+}
+
+/// All enabled subscriptions in three ordered passes that are merged by key, not a query for each.
+pub(super) fn list_lanes(connection: &Connection) -> Result<Vec<LaneRow>, rusqlite::Error> {
+    let tx = connection.unchecked_transaction()?;
+    let mut lanes: Vec<LaneRow> = tx
+        .prepare(&select_enabled())?
+        .query_map([], lane_of)?
+        .collect::<Result<_, _>>()?;
+    let find = |lanes: &[LaneRow], row: &Row<'_>| -> Result<Option<usize>, rusqlite::Error> {
+        let key = (
+            ServiceId::from_bytes(row.get(5)?),
+            AppId::from_bytes(row.get(6)?),
+        );
+        Ok(lanes
+            .binary_search_by_key(&key, |l| (l.subscription.service, l.subscription.app))
+            .ok())
+    };
+    let mut held = tx.prepare(
+        "SELECT sequence, contact, retries_used, attempts, due_at, service, app FROM held \
+         ORDER BY service, app, sequence",
+    )?;
+    let mut rows = held.query([])?;
+    while let Some(row) = rows.next()? {
+        if let Some(at) = find(&lanes, row)? {
+            lanes[at].held.push(held_of(row)?);
+        }
+    }
+    let mut secrets = tx.prepare(
+        "SELECT secret, 0, 0, 0, 0, service, app FROM app_secrets ORDER BY service, app, number DESC",
+    )?;
+    let mut rows = secrets.query([])?;
+    while let Some(row) = rows.next()? {
+        if let Some(at) = find(&lanes, row)? {
+            lanes[at].secrets.push(SigningSecret(row.get(0)?));
+        }
+    }
+    Ok(lanes)
+}

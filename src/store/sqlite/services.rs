@@ -1,0 +1,226 @@
+//! What the writer remembers of services between groups: head, time of the last event, number of contacts, and
+//! which extension numbers are taken. Forgotten whenever a group failed, then read from the file again.
+
+use std::collections::HashMap;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::events::{int, time, uint};
+use super::writer::Stop;
+use crate::domain::clock::Timestamp;
+use crate::domain::contact_rules::{EXTENSION_MAX, EXTENSION_MIN};
+use crate::domain::id::ServiceId;
+use crate::store::Error;
+
+/// Services remembered at most; beyond it all are forgotten. A row is about 100 bytes, the map of extension
+/// numbers at most 122 KiB, in practice one bit for each contact.
+const SERVICES_MAX: usize = 10_000;
+
+/// The row of a service as it is at this point of the transaction.
+#[derive(Debug, Default)]
+pub(super) struct ServiceRow {
+    pub(super) head: u64,
+    pub(super) last_event_at: Timestamp,
+    pub(super) contacts: u64,
+    /// Whether it differs from what the transaction has written.
+    pub(super) changed: bool,
+    extensions: Option<ExtensionMap>,
+}
+
+/// The remembered services.
+#[derive(Debug, Default)]
+pub(super) struct Services {
+    rows: HashMap<ServiceId, ServiceRow>,
+    changed: Vec<ServiceId>,
+}
+
+impl Services {
+    /// The service's row, to be changed.
+    pub(super) fn get_mut(
+        &mut self,
+        connection: &Connection,
+        service: ServiceId,
+    ) -> Result<&mut ServiceRow, Stop> {
+        if !self.rows.contains_key(&service) {
+            let row = connection
+                .prepare_cached(
+                    "SELECT head, last_event_at, contacts FROM services WHERE service = ?1 AND hidden = 0",
+                )?
+                .query_row([service.as_bytes()], |row| {
+                    Ok(ServiceRow {
+                        head: uint(row, 0)?,
+                        last_event_at: time(row, 1)?,
+                        contacts: uint(row, 2)?,
+                        ..ServiceRow::default()
+                    })
+                })
+                .optional()?
+                .ok_or(Error::NotFound)?;
+            self.rows.insert(service, row);
+        }
+        self.changed.push(service);
+        self.rows
+            .get_mut(&service)
+            .ok_or_else(|| Error::NotFound.into())
+    }
+
+    /// The lowest extension number that no contact of the service has.
+    pub(super) fn free_extension(
+        &mut self,
+        connection: &Connection,
+        service: ServiceId,
+    ) -> Result<Option<u32>, Stop> {
+        let row = self.get_mut(connection, service)?;
+        if row.extensions.is_none() {
+            let mut map = ExtensionMap::default();
+            let mut taken = connection.prepare_cached(
+                "SELECT extension FROM contacts WHERE service = ?1 AND extension IS NOT NULL",
+            )?;
+            let mut rows = taken.query([service.as_bytes()])?;
+            while let Some(found) = rows.next()? {
+                map.set(found.get(0)?, true);
+            }
+            row.extensions = Some(map);
+        }
+        Ok(row.extensions.as_ref().and_then(ExtensionMap::lowest_free))
+    }
+
+    /// Notes that a contact gave up one extension number and took another.
+    pub(super) fn use_extension(
+        &mut self,
+        service: ServiceId,
+        before: Option<u32>,
+        after: Option<u32>,
+    ) {
+        if let Some(map) = self
+            .rows
+            .get_mut(&service)
+            .and_then(|row| row.extensions.as_mut())
+        {
+            if let Some(number) = before {
+                map.set(number, false);
+            }
+            if let Some(number) = after {
+                map.set(number, true);
+            }
+        }
+    }
+
+    /// Counts a contact in or out.
+    pub(super) fn count_contacts(&mut self, service: ServiceId, difference: i64) {
+        if let Some(row) = self.rows.get_mut(&service) {
+            row.contacts = row.contacts.saturating_add_signed(difference);
+            row.changed = true;
+        }
+    }
+
+    /// Forgets a service that was hidden.
+    pub(super) fn hide(&mut self, service: ServiceId) {
+        self.rows.remove(&service);
+    }
+
+    /// Forgets everything: the group failed, or too much is remembered.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Writes the rows that changed: once per group, however many events it appended.
+    pub(super) fn write(&mut self, connection: &Connection) -> Result<(), rusqlite::Error> {
+        for service in std::mem::take(&mut self.changed) {
+            let Some(row) = self.rows.get_mut(&service).filter(|row| row.changed) else {
+                continue;
+            };
+            connection
+                .prepare_cached(
+                    "UPDATE services SET head = ?2, last_event_at = ?3, contacts = ?4 WHERE service = ?1",
+                )?
+                .execute(params![
+                    service.as_bytes(),
+                    int(row.head),
+                    row.last_event_at.millis(),
+                    int(row.contacts)
+                ])?;
+            row.changed = false;
+        }
+        Ok(())
+    }
+
+    /// Keeps what is remembered bounded; between groups only.
+    pub(super) fn trim(&mut self) {
+        if self.rows.len() > SERVICES_MAX {
+            self.forget();
+        }
+    }
+}
+
+/// A bit for every extension number up to the highest that was ever taken.
+#[derive(Debug, Default)]
+struct ExtensionMap {
+    words: Vec<u64>,
+    /// No word before this one has a free bit.
+    first_free_word: usize,
+}
+
+impl ExtensionMap {
+    fn set(&mut self, number: u32, taken: bool) {
+        let Some(index) = number.checked_sub(EXTENSION_MIN) else {
+            return;
+        };
+        let (word, bit) = ((index / 64) as usize, 1_u64 << (index % 64));
+        if taken {
+            if word >= self.words.len() {
+                self.words.resize(word + 1, 0);
+            }
+            self.words[word] |= bit;
+        } else if let Some(bits) = self.words.get_mut(word) {
+            *bits &= !bit;
+            self.first_free_word = self.first_free_word.min(word);
+        }
+        while self.words.get(self.first_free_word) == Some(&u64::MAX) {
+            self.first_free_word += 1;
+        }
+    }
+
+    fn lowest_free(&self) -> Option<u32> {
+        let word = self.first_free_word;
+        let bit = self.words.get(word).map_or(0, |bits| bits.trailing_ones());
+        let number = EXTENSION_MIN
+            .checked_add(u32::try_from(word * 64).ok()?)?
+            .checked_add(bit)?;
+        (number <= EXTENSION_MAX).then_some(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EXTENSION_MAX, EXTENSION_MIN, ExtensionMap};
+
+    #[test]
+    fn lowest_free_number_follows_what_is_taken_and_given_up() {
+        let mut map = ExtensionMap::default();
+        assert_eq!(map.lowest_free(), Some(100));
+
+        for number in 100..300 {
+            map.set(number, true);
+        }
+        map.set(400, true);
+
+        assert_eq!(map.lowest_free(), Some(300));
+        map.set(170, false);
+        assert_eq!(map.lowest_free(), Some(170));
+        map.set(170, true);
+        assert_eq!(map.lowest_free(), Some(300));
+    }
+
+    #[test]
+    fn none_is_free_when_all_are_taken() {
+        let mut map = ExtensionMap::default();
+        for number in EXTENSION_MIN..=EXTENSION_MAX {
+            map.set(number, true);
+        }
+
+        assert_eq!(map.lowest_free(), None);
+        map.set(EXTENSION_MAX, false);
+        assert_eq!(map.lowest_free(), Some(EXTENSION_MAX));
+    }
+}

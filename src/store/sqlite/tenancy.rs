@@ -1,0 +1,285 @@
+//! Services, apps, tokens and signing secrets.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::events::time;
+use super::writer::{Change, Stop};
+use crate::domain::clock::Timestamp;
+use crate::domain::id::{AppId, ServiceId};
+use crate::domain::page::Page;
+use crate::domain::subscription::SigningSecret;
+use crate::domain::tenancy::{App, Scopes, Service, TokenHash};
+use crate::store::Error;
+use crate::store::command::NewApp;
+
+const ADMIN_TOKEN: &str = "admin_token_hash";
+
+fn app_of(row: &Row<'_>) -> Result<App, rusqlite::Error> {
+    Ok(App {
+        service: ServiceId::from_bytes(row.get(0)?),
+        id: AppId::from_bytes(row.get(1)?),
+        name: row.get(2)?,
+        scopes: Scopes::from_bits(row.get(3)?),
+        created_at: time(row, 4)?,
+    })
+}
+
+fn service_of(row: &Row<'_>) -> Result<Service, rusqlite::Error> {
+    Ok(Service {
+        id: ServiceId::from_bytes(row.get(0)?),
+        name: row.get(1)?,
+        created_at: time(row, 2)?,
+    })
+}
+
+pub(super) fn find_app_by_token(
+    connection: &Connection,
+    token: TokenHash,
+    now: Timestamp,
+) -> Result<Option<App>, rusqlite::Error> {
+    connection
+        .prepare_cached(
+            "SELECT a.service, a.app, a.name, a.scopes, a.created_at FROM app_tokens t \
+             JOIN apps a ON a.service = t.service AND a.app = t.app \
+             JOIN services s ON s.service = t.service \
+             WHERE t.hash = ?1 AND (t.expires_at IS NULL OR t.expires_at > ?2) AND s.hidden = 0",
+        )?
+        .query_row(params![token.0, now.millis()], app_of)
+        .optional()
+}
+
+pub(super) fn find_admin_token(
+    connection: &Connection,
+) -> Result<Option<TokenHash>, rusqlite::Error> {
+    connection
+        .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
+        .query_row([ADMIN_TOKEN], |row| row.get(0).map(TokenHash))
+        .optional()
+}
+
+pub(super) fn find_service(
+    connection: &Connection,
+    service: ServiceId,
+) -> Result<Option<Service>, rusqlite::Error> {
+    connection
+        .prepare_cached(
+            "SELECT service, name, created_at FROM services WHERE service = ?1 AND hidden = 0",
+        )?
+        .query_row([service.as_bytes()], service_of)
+        .optional()
+}
+
+pub(super) fn list_services(
+    connection: &Connection,
+    after: Option<ServiceId>,
+    limit: u32,
+) -> Result<Page<Service>, rusqlite::Error> {
+    let items = connection
+        .prepare_cached(
+            "SELECT service, name, created_at FROM services WHERE hidden = 0 AND service > ?1 \
+             ORDER BY service LIMIT ?2",
+        )?
+        .query_map(
+            params![position(after.as_ref().map(ServiceId::as_bytes)), limit + 1],
+            service_of,
+        )?
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(page(items, limit, |service| service.id.to_string()))
+}
+
+pub(super) fn list_apps(
+    connection: &Connection,
+    service: ServiceId,
+    after: Option<AppId>,
+    limit: u32,
+) -> Result<Page<App>, rusqlite::Error> {
+    let items = connection
+        .prepare_cached(
+            "SELECT service, app, name, scopes, created_at FROM apps WHERE service = ?1 AND app > ?2 \
+             ORDER BY app LIMIT ?3",
+        )?
+        .query_map(
+            params![service.as_bytes(), position(after.as_ref().map(AppId::as_bytes)), limit + 1],
+            app_of,
+        )?
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(page(items, limit, |app| app.id.to_string()))
+}
+
+fn position(after: Option<&[u8; 16]>) -> &[u8] {
+    after.map_or(&[], |bytes| &bytes[..])
+}
+
+/// Cuts the one row too many off and names where the next page starts.
+fn page<T>(mut items: Vec<T>, limit: u32, id: impl Fn(&T) -> String) -> Page<T> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = if more { items.last().map(id) } else { None };
+    Page { items, next }
+}
+
+pub(super) fn list_signing_secrets(
+    connection: &Connection,
+    service: ServiceId,
+    app: AppId,
+    now: Timestamp,
+) -> Result<Vec<SigningSecret>, rusqlite::Error> {
+    connection
+        .prepare_cached(
+            "SELECT secret FROM app_secrets WHERE service = ?1 AND app = ?2 \
+             AND (expires_at IS NULL OR expires_at > ?3) ORDER BY number DESC",
+        )?
+        .query_map(
+            params![service.as_bytes(), app.as_bytes(), now.millis()],
+            |row| row.get(0).map(SigningSecret),
+        )?
+        .collect()
+}
+
+pub(super) fn app_exists(
+    connection: &Connection,
+    service: ServiceId,
+    app: AppId,
+) -> Result<bool, rusqlite::Error> {
+    connection
+        .prepare_cached("SELECT 1 FROM apps WHERE service = ?1 AND app = ?2")?
+        .exists(params![service.as_bytes(), app.as_bytes()])
+}
+
+pub(super) fn create_service(change: &mut Change<'_>, name: String) -> Result<Service, Stop> {
+    let id = ServiceId::make(change.ids, change.now);
+    change
+        .connection
+        .prepare_cached("INSERT INTO services (service, name, created_at) VALUES (?1, ?2, ?3)")?
+        .execute(params![id.as_bytes(), name, change.now.millis()])?;
+    change.commit.tenancy = true;
+    Ok(Service {
+        id,
+        name,
+        created_at: change.now,
+    })
+}
+
+/// Hides the service; [`upkeep`](super::upkeep) removes its rows.
+pub(super) fn delete_service(change: &mut Change<'_>, service: ServiceId) -> Result<(), Stop> {
+    change.services.get_mut(change.connection, service)?;
+    change
+        .connection
+        .prepare_cached("UPDATE services SET hidden = 1 WHERE service = ?1")?
+        .execute([service.as_bytes()])?;
+    change.services.hide(service);
+    change.commit.hidden.push(service);
+    change.commit.tenancy = true;
+    Ok(())
+}
+
+pub(super) fn create_app(change: &mut Change<'_>, new: NewApp) -> Result<App, Stop> {
+    change.services.get_mut(change.connection, new.service)?;
+    let id = AppId::make(change.ids, change.now);
+    let key = (new.service.as_bytes(), id.as_bytes());
+    change
+        .connection
+        .prepare_cached(
+            "INSERT INTO apps (service, app, name, scopes, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![
+            key.0,
+            key.1,
+            new.name,
+            new.scopes.bits(),
+            change.now.millis()
+        ])?;
+    change
+        .connection
+        .prepare_cached("INSERT INTO app_tokens (hash, service, app) VALUES (?1, ?2, ?3)")?
+        .execute(params![new.token.0, key.0, key.1])?;
+    change
+        .connection
+        .prepare_cached(
+            "INSERT INTO app_secrets (service, app, number, secret) VALUES (?1, ?2, 1, ?3)",
+        )?
+        .execute(params![key.0, key.1, new.secret.0])?;
+    change.commit.tenancy = true;
+    Ok(App {
+        service: new.service,
+        id,
+        name: new.name,
+        scopes: new.scopes,
+        created_at: change.now,
+    })
+}
+
+pub(super) fn delete_app(
+    change: &mut Change<'_>,
+    service: ServiceId,
+    app: AppId,
+) -> Result<(), Stop> {
+    change.services.get_mut(change.connection, service)?;
+    let deleted = change
+        .connection
+        .prepare_cached("DELETE FROM apps WHERE service = ?1 AND app = ?2")?
+        .execute(params![service.as_bytes(), app.as_bytes()])?;
+    if deleted == 0 {
+        return Err(Error::NotFound.into());
+    }
+    for table in [
+        "app_tokens",
+        "app_secrets",
+        "subscriptions",
+        "progress",
+        "held",
+        "exhausted",
+        "idempotency_keys",
+    ] {
+        change
+            .connection
+            .prepare_cached(&format!(
+                "DELETE FROM {table} WHERE service = ?1 AND app = ?2"
+            ))?
+            .execute(params![service.as_bytes(), app.as_bytes()])?;
+    }
+    change.commit.tenancy = true;
+    change.commit.subscriptions.push((service, app));
+    Ok(())
+}
+
+pub(super) fn rotate_token(
+    change: &mut Change<'_>,
+    service: ServiceId,
+    app: AppId,
+    token: TokenHash,
+    earlier_until: Timestamp,
+) -> Result<(), Stop> {
+    change.services.get_mut(change.connection, service)?;
+    if !app_exists(change.connection, service, app)? {
+        return Err(Error::NotFound.into());
+    }
+    // Never lengthens the life of a token that a rotation before this one already limits.
+    change
+        .connection
+        .prepare_cached(
+            "UPDATE app_tokens SET expires_at = ?3 WHERE service = ?1 AND app = ?2 \
+             AND (expires_at IS NULL OR expires_at > ?3)",
+        )?
+        .execute(params![
+            service.as_bytes(),
+            app.as_bytes(),
+            earlier_until.millis()
+        ])?;
+    change
+        .connection
+        .prepare_cached("INSERT INTO app_tokens (hash, service, app) VALUES (?1, ?2, ?3)")?
+        .execute(params![token.0, service.as_bytes(), app.as_bytes()])?;
+    change.commit.tenancy = true;
+    Ok(())
+}
+
+pub(super) fn set_admin_token(change: &mut Change<'_>, token: TokenHash) -> Result<(), Stop> {
+    change
+        .connection
+        .prepare_cached("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)")?
+        .execute(params![ADMIN_TOKEN, token.0])?;
+    change.commit.tenancy = true;
+    Ok(())
+}

@@ -1,0 +1,414 @@
+//! The one thread that writes: takes a group, runs it as one transaction, syncs once, answers everyone.
+//!
+//! A command is refused before its first write or by it, so that a refused one leaves nothing behind and needs no
+//! savepoint; [`Change::attempt`] checks that. Any other failure ends the group: everyone in it is told that the
+//! outcome is unknown. After a full disk the transaction is rolled back and work goes on. After any other failure,
+//! or one that left the connection in doubt, every connection is closed and the file opened again, because what
+//! a connection remembers of a log that failed to reach the disk cannot be trusted.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::pool::Pool;
+use super::services::Services;
+use super::{contacts, open_writer, progress, subscriptions, tenancy, upkeep};
+use crate::domain::clock::{Clock, Moment, Timestamp};
+use crate::domain::id::IdMaker;
+use crate::store::command::{Command, Reply};
+use crate::store::queue::{Caller, Group, Queue, RecordListener, Taken};
+use crate::store::{Commit, Error};
+
+/// Quiet after which the writer checkpoints what it has written.
+const CHECKPOINT_QUIET: Duration = Duration::from_millis(50);
+/// Wait for work when there is nothing to checkpoint.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
+/// Wait between two attempts to open a file that does not open.
+const REOPEN_WAIT: Duration = Duration::from_millis(200);
+/// Time between two slices of upkeep while there is work; each is about a millisecond.
+const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Why a command was not done.
+pub(super) enum Stop {
+    /// It is refused; the group goes on.
+    Refused(Error),
+    /// The store failed; the group is over.
+    Failed(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Stop {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// The transaction that is being run.
+pub(super) struct Change<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) services: &'a mut Services,
+    pub(super) ids: &'a IdMaker,
+    pub(super) now: Timestamp,
+    pub(super) commit: Commit,
+}
+
+impl Change<'_> {
+    /// Runs one command. A refusal after a write would leave half of it behind: that ends the group instead.
+    fn attempt<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, Stop>,
+    ) -> Result<Result<T, Error>, rusqlite::Error> {
+        let before = self.connection.total_changes();
+        match work(self) {
+            Ok(done) => Ok(Ok(done)),
+            Err(Stop::Refused(error)) if self.connection.total_changes() == before => {
+                Ok(Err(error))
+            }
+            Err(Stop::Refused(error)) => {
+                tracing::error!(error = %error, "command refused after a write");
+                Err(rusqlite::Error::InvalidQuery)
+            }
+            Err(Stop::Failed(error)) => Err(error),
+        }
+    }
+
+    fn run(&mut self, command: Command) -> Result<Reply, Stop> {
+        match command {
+            Command::ChangeContact {
+                service,
+                change,
+                key,
+            } => contacts::apply(self, service, change, key).map(Reply::Contact),
+            Command::ChangeContacts { service, changes } => {
+                self.services.get_mut(self.connection, service)?;
+                let mut answers = Vec::with_capacity(changes.len());
+                for change in changes {
+                    let answer =
+                        self.attempt(|inner| contacts::apply(inner, service, change, None))?;
+                    answers.push(answer);
+                }
+                Ok(Reply::Contacts(answers))
+            }
+            Command::CreateService(name) => tenancy::create_service(self, name).map(Reply::Service),
+            Command::DeleteService(service) => {
+                tenancy::delete_service(self, service).map(|()| Reply::Done)
+            }
+            Command::CreateApp(app) => tenancy::create_app(self, app).map(Reply::App),
+            Command::DeleteApp(service, app) => {
+                tenancy::delete_app(self, service, app).map(|()| Reply::Done)
+            }
+            Command::RotateToken {
+                service,
+                app,
+                token,
+                earlier_until,
+            } => tenancy::rotate_token(self, service, app, token, earlier_until)
+                .map(|()| Reply::Done),
+            Command::SetSubscription {
+                service,
+                app,
+                ticket,
+                wish,
+            } => subscriptions::set_subscription(self, service, app, ticket, wish)
+                .map(|subscription| Reply::Subscription(Box::new(subscription))),
+            Command::SetAdminToken(token) => {
+                tenancy::set_admin_token(self, token).map(|()| Reply::Done)
+            }
+        }
+    }
+}
+
+/// Everyone who waits for a group, with what to tell them once it is committed.
+#[derive(Default)]
+struct Answers {
+    callers: Vec<(Caller, Result<Reply, Error>)>,
+    listeners: Vec<(RecordListener, Result<(), Error>)>,
+}
+
+impl Answers {
+    fn give(self) {
+        for (listener, result) in self.listeners {
+            listener(result);
+        }
+        for (caller, result) in self.callers {
+            caller.answer(result);
+        }
+    }
+
+    fn fail(self, error: &Error) {
+        for (listener, _) in self.listeners {
+            listener(Err(error.clone()));
+        }
+        for (caller, _) in self.callers {
+            caller.answer(Err(error.clone()));
+        }
+    }
+}
+
+/// The writer of one file.
+pub(super) struct Writer {
+    path: PathBuf,
+    /// `None` while the file cannot be opened.
+    connection: Option<Connection>,
+    queue: Arc<Queue>,
+    pool: Arc<Pool>,
+    clock: Arc<dyn Clock>,
+    services: Services,
+    ids: IdMaker,
+    checkpointed: bool,
+    upkeep_at: Moment,
+    failing: bool,
+}
+
+impl Writer {
+    pub(super) fn new(
+        path: PathBuf,
+        connection: Connection,
+        queue: Arc<Queue>,
+        pool: Arc<Pool>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let upkeep_at = clock.moment();
+        Self {
+            path,
+            connection: Some(connection),
+            queue,
+            pool,
+            clock,
+            services: Services::default(),
+            ids: IdMaker::new(),
+            checkpointed: true,
+            upkeep_at,
+            failing: false,
+        }
+    }
+
+    /// Works until the queue is closed and empty, then closes the file.
+    pub(super) fn run(mut self) {
+        let queue = Arc::clone(&self.queue);
+        loop {
+            let patience = match (&self.connection, self.checkpointed) {
+                (None, _) => REOPEN_WAIT,
+                (Some(_), false) => CHECKPOINT_QUIET,
+                (Some(_), true) => IDLE_WAIT,
+            };
+            let taken = queue.take_group(patience);
+            if self.connection.is_none() {
+                self.reopen();
+            }
+            match taken {
+                Taken::Group(group) => self.run_group(group),
+                Taken::Idle => self.idle(),
+                Taken::Closed => break,
+            }
+            if self.clock.moment() >= self.upkeep_at {
+                self.upkeep();
+            }
+        }
+        self.pool.suspend();
+        if let Some(connection) = self.connection.take()
+            && let Err((_, error)) = connection.close()
+        {
+            tracing::warn!(error = %error, "store not closed cleanly");
+        }
+    }
+
+    fn run_group(&mut self, group: Group) {
+        let Some(connection) = &mut self.connection else {
+            group.fail(&Error::Unavailable(
+                "the store is being opened again".to_owned(),
+            ));
+            return;
+        };
+        self.checkpointed = false;
+        let mut answers = Answers::default();
+        let now = self.clock.now();
+        match transact(
+            connection,
+            &mut self.services,
+            &self.ids,
+            now,
+            group,
+            &mut answers,
+        ) {
+            Ok(commit) => {
+                if self.failing {
+                    self.failing = false;
+                    self.pool.set_broken(None);
+                    tracing::info!("store writes again");
+                }
+                if let Some(listener) = self.queue.listener() {
+                    listener(&commit);
+                }
+                answers.give();
+                self.services.trim();
+            }
+            Err(failure) => self.abandon(&failure, answers),
+        }
+    }
+
+    /// Ends a failed group: nothing of it may stay in memory or in an open transaction.
+    fn abandon(&mut self, failure: &Failure, answers: Answers) {
+        let error = Error::Unavailable(failure.error.to_string());
+        if !self.failing {
+            tracing::error!(error = %failure.error, during = failure.during, "store failed in a group");
+        }
+        self.failing = true;
+        self.pool.set_broken(Some(failure.error.to_string()));
+        self.services.forget();
+        let clean = self.connection.as_ref().is_some_and(|connection| {
+            // SQLite may have rolled back under us; a ROLLBACK then would itself be an error.
+            connection.is_autocommit() || connection.execute_batch("ROLLBACK").is_ok()
+        });
+        let full = failure.error.sqlite_error_code() == Some(ErrorCode::DiskFull);
+        if !(clean && full) {
+            self.connection = None;
+            self.reopen();
+        }
+        answers.fail(&error);
+    }
+
+    /// Closes every connection and opens the file anew; on success everything in memory is built again from it.
+    fn reopen(&mut self) {
+        self.pool.suspend();
+        self.connection = None;
+        let opened = open_writer(&self.path).and_then(|connection| {
+            connection
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+                .map_err(|error| Error::Unavailable(error.to_string()))?;
+            Ok(connection)
+        });
+        match opened {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                self.pool.resume();
+                if let Some(listener) = self.queue.listener() {
+                    listener(&Commit {
+                        reopened: true,
+                        tenancy: true,
+                        ..Commit::default()
+                    });
+                }
+                tracing::warn!("store opened again after a failure");
+            }
+            Err(error) => tracing::debug!(error = %error, "store not opened again yet"),
+        }
+    }
+
+    /// A quiet moment: move what was written from the log into the database file.
+    fn idle(&mut self) {
+        if self.checkpointed {
+            return;
+        }
+        self.checkpointed = true;
+        if let Some(connection) = &self.connection
+            && let Err(error) =
+                connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        {
+            tracing::debug!(error = %error, "checkpoint failed");
+        }
+    }
+
+    fn upkeep(&mut self) {
+        let now = self.clock.now();
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        let wait = match upkeep::run_slice(connection, now) {
+            Ok(true) => Duration::ZERO,
+            Ok(false) => UPKEEP_EVERY,
+            Err(error) => {
+                let failure = Failure {
+                    error,
+                    during: "upkeep",
+                };
+                self.abandon(&failure, Answers::default());
+                UPKEEP_EVERY
+            }
+        };
+        self.upkeep_at = self.clock.moment().plus(wait);
+    }
+}
+
+/// What ended a group, and where.
+struct Failure {
+    error: rusqlite::Error,
+    during: &'static str,
+}
+
+/// Runs a group as one transaction. `answers` has everyone who waits, whether it succeeds or not.
+fn transact(
+    connection: &mut Connection,
+    services: &mut Services,
+    ids: &IdMaker,
+    now: Timestamp,
+    group: Group,
+    answers: &mut Answers,
+) -> Result<Commit, Failure> {
+    let mut failure = connection
+        .execute_batch("BEGIN IMMEDIATE")
+        .err()
+        .map(|error| Failure {
+            error,
+            during: "begin",
+        });
+    let mut change = Change {
+        connection,
+        services,
+        ids,
+        now,
+        commit: Commit::default(),
+    };
+    for waiting in group.records {
+        let mut result = Ok(());
+        if failure.is_none() {
+            match change.attempt(|change| progress::record(change, &waiting.record)) {
+                Ok(done) => result = done,
+                Err(error) => {
+                    failure = Some(Failure {
+                        error,
+                        during: "record",
+                    })
+                }
+            }
+        }
+        answers.listeners.push((waiting.listener, result));
+    }
+    for waiting in group.commands {
+        let mut result = Ok(Reply::Done);
+        if failure.is_none() {
+            match change.attempt(|change| change.run(waiting.command)) {
+                Ok(done) => result = done,
+                Err(error) => {
+                    failure = Some(Failure {
+                        error,
+                        during: "command",
+                    })
+                }
+            }
+        }
+        answers.callers.push((waiting.caller, result));
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    let commit = change.commit;
+    services.write(connection).map_err(|error| Failure {
+        error,
+        during: "heads",
+    })?;
+    connection
+        .execute_batch("COMMIT")
+        .map_err(|error| Failure {
+            error,
+            during: "commit",
+        })?;
+    Ok(commit)
+}
