@@ -52,7 +52,7 @@ pub fn spread(wait: Duration, seed: u64, salt: u64) -> Duration {
     Duration::from_millis(least + mix(seed ^ mix(salt)) % (width + 1))
 }
 
-/// A well-mixed function of a number (the finaliser of SplitMix64).
+/// A well-mixed function of a number (the finaliser of `SplitMix64`).
 const fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

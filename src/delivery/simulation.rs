@@ -18,7 +18,7 @@ use super::outcome::Outcome;
 use crate::domain::clock::Moment;
 use crate::domain::id::ContactId;
 
-/// Random numbers of a world (SplitMix64): the same seed, the same story.
+/// Random numbers of a world (`SplitMix64`): the same seed, the same story.
 struct Dice(u64);
 
 impl Dice {

@@ -305,12 +305,16 @@ impl StaffContact {
             let fields = shown.insert(self.fields.clone());
             fields.set(Field::DataScope, Some(FieldValue::Text(scope.to_owned())));
         }
-        let fields = serde_json::to_string(shown.as_ref().unwrap_or(&self.fields))
-            .expect("a map of texts, numbers and flags is always valid JSON");
+        // A map of texts, numbers and flags is always valid JSON.
+        let fields =
+            serde_json::to_string(shown.as_ref().unwrap_or(&self.fields)).unwrap_or_default();
         format!(
             r#"{{"id":"{}",{},"version":{},"createdAt":"{}","updatedAt":"{}"}}"#,
             self.id,
-            &fields[1..fields.len() - 1],
+            fields
+                .trim_start_matches('{')
+                .strip_suffix('}')
+                .unwrap_or_default(),
             self.version,
             self.created_at,
             self.updated_at

@@ -23,6 +23,10 @@ fn ana() -> StaffContact {
     create(json!({"firstName": "Ana", "lastName": "Ng", "email": "Ana@example.org"})).unwrap()
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "callers read better without a borrow"
+)]
 fn check(field: &str, value: Value, accepted: bool) {
     let mut body = json!({"firstName": "Ana", "lastName": "Ng", "email": "a@b"});
     body[field] = value.clone();

@@ -187,7 +187,7 @@ fn restrict(path: &Path) {
     }
 }
 
-fn open_reader(path: &PathBuf) -> Result<Connection, rusqlite::Error> {
+fn open_reader(path: &Path) -> Result<Connection, rusqlite::Error> {
     let connection = open(path, READER_CACHE_KIB)?;
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)

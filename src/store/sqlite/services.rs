@@ -2,6 +2,7 @@
 //! which extension numbers are taken. Forgotten whenever a group failed, then read from the file again.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -41,7 +42,8 @@ impl Services {
         connection: &Connection,
         service: ServiceId,
     ) -> Result<&mut ServiceRow, Stop> {
-        if !self.rows.contains_key(&service) {
+        self.changed.push(service);
+        if let Entry::Vacant(place) = self.rows.entry(service) {
             let row = connection
                 .prepare_cached(
                     "SELECT head, last_event_at, contacts FROM services WHERE service = ?1 AND hidden = 0",
@@ -56,9 +58,8 @@ impl Services {
                 })
                 .optional()?
                 .ok_or(Error::NotFound)?;
-            self.rows.insert(service, row);
+            place.insert(row);
         }
-        self.changed.push(service);
         self.rows
             .get_mut(&service)
             .ok_or_else(|| Error::NotFound.into())

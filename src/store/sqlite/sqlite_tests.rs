@@ -31,9 +31,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("{} not removed: {error}", self.0.display());
-        }
+        // A directory that is left over in the temporary folder harms nobody.
+        drop(std::fs::remove_dir_all(&self.0));
     }
 }
 
