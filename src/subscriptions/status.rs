@@ -1,6 +1,6 @@
 //! Where the subscription of an app stands.
 
-use crate::delivery::engine::LaneState;
+use crate::delivery::lane::LaneState;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::Enabled;
 use crate::store::Error;
@@ -69,7 +69,7 @@ fn judge_state(enabled: Option<Enabled>, lane: Option<LaneState>) -> State {
 #[cfg(test)]
 mod tests {
     use super::{State, judge_state};
-    use crate::delivery::engine::LaneState;
+    use crate::delivery::lane::LaneState;
     use crate::domain::subscription::Enabled;
 
     #[test]
