@@ -118,13 +118,13 @@ mod tests {
     use ::http::header::IF_MATCH;
     use ::http::{HeaderMap, Request};
 
-    fn check(lines: &[&str], expected: Option<IfMatch>) {
+    fn check(lines: &[&str], expected: impl Into<Option<IfMatch>>) {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append(IF_MATCH, line.parse().unwrap());
         }
 
-        assert_eq!(parse_if_match(&headers).ok(), expected, "{lines:?}");
+        assert_eq!(parse_if_match(&headers).ok(), expected.into(), "{lines:?}");
     }
 
     #[test]

@@ -36,3 +36,6 @@ pub struct State {
     /// Wall time.
     pub clock: Arc<dyn Clock>,
 }
+
+#[cfg(test)]
+mod server_tests;

@@ -107,12 +107,6 @@ impl HeadScan {
         }
     }
 
-    /// Whether a head has begun and not ended.
-    #[must_use]
-    pub fn inside_head(&self) -> bool {
-        self.place == Place::Head && (self.line > 0 || self.line_bytes > 0)
-    }
-
     /// Bytes of the request line so far, while it has not ended.
     #[must_use]
     pub fn open_request_line(&self) -> Option<usize> {
@@ -271,11 +265,9 @@ mod tests {
         let mut scan = HeadScan::default();
         scan.feed(b"\r\nGET /abc");
         assert_eq!(scan.open_request_line(), Some(8));
-        assert!(scan.inside_head());
 
         scan.feed(b" HTTP/1.1\r\n");
 
         assert_eq!(scan.open_request_line(), None);
-        assert!(scan.inside_head());
     }
 }
