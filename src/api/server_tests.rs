@@ -41,39 +41,23 @@ impl Server {
         let directory =
             std::env::temp_dir().join(format!("rollcall-api-{}-{name}", std::process::id()));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let store = Embedded::open(&directory, Arc::clone(&clock))
-            .unwrap()
-            .store;
+        let store = Embedded::open(&directory, Arc::clone(&clock)).unwrap().store;
         let resolver = SystemResolver::new();
-        let guard = Arc::new(TargetGuard::new(
-            target_guard::Settings::default(),
-            resolver,
-        ));
-        let sender = Sender::new(
-            &sender::Settings::default(),
-            Arc::clone(&guard),
-            Arc::clone(&clock),
-        );
+        let guard = Arc::new(TargetGuard::new(target_guard::Settings::default(), resolver));
+        let sender =
+            Sender::new(&sender::Settings::default(), Arc::clone(&guard), Arc::clone(&clock));
         let sender = Arc::new(sender.unwrap());
         let epoch = Arc::new(AtomicU64::new(0));
         let engine = Engine::start(
             store.clone(),
             Arc::clone(&sender),
             Arc::clone(&clock),
-            engine::Settings {
-                lane: lane::Settings::default(),
-                slots: 64,
-            },
+            engine::Settings { lane: lane::Settings::default(), slots: 64 },
         )
         .await
         .unwrap();
         let state = super::State {
-            http: Arc::new(Http::new(
-                &http_settings(),
-                store.read.clone(),
-                clock.clone(),
-                epoch,
-            )),
+            http: Arc::new(Http::new(&http_settings(), store.read.clone(), clock.clone(), epoch)),
             read: store.read.clone(),
             directory: Directory::new(store.write.clone()),
             subscriptions: Subscriptions {
@@ -91,17 +75,8 @@ impl Server {
         let address = socket.local_addr().unwrap();
         let stop = CancellationToken::new();
         let router = super::router(Arc::new(state));
-        tokio::spawn(listener::serve(
-            socket,
-            router,
-            stop.clone(),
-            TaskTracker::new(),
-        ));
-        Self {
-            address,
-            directory,
-            stop,
-        }
+        tokio::spawn(listener::serve(socket, router, stop.clone(), TaskTracker::new()));
+        Self { address, directory, stop }
     }
 
     /// Sends bytes on a connection of their own and reads until the server closes.
@@ -124,9 +99,7 @@ impl Server {
     /// A service with an app of all scopes: the app's path and its header.
     async fn app(&self) -> (String, String) {
         let admin = format!("Authorization: Bearer {ADMIN}\r\n");
-        let made = self
-            .call("POST", "/v1/admin/services", &admin, r#"{"name":"Acme"}"#)
-            .await;
+        let made = self.call("POST", "/v1/admin/services", &admin, r#"{"name":"Acme"}"#).await;
         let service = field(&made, "serviceId");
         let made = self
             .call(
@@ -137,10 +110,7 @@ impl Server {
             )
             .await;
         let (app, token) = (field(&made, "appID"), field(&made, "appToken"));
-        (
-            format!("/v1/api/apps/{app}"),
-            format!("Authorization: Bearer {token}\r\n"),
-        )
+        (format!("/v1/api/apps/{app}"), format!("Authorization: Bearer {token}\r\n"))
     }
 }
 
@@ -153,18 +123,14 @@ fn http_settings() -> http::Settings {
 }
 
 fn field(answer: &str, name: &str) -> String {
-    let (_, rest) = answer
-        .split_once(&format!("\"{name}\":\""))
-        .unwrap_or_else(|| panic!("{answer}"));
+    let (_, rest) =
+        answer.split_once(&format!("\"{name}\":\"")).unwrap_or_else(|| panic!("{answer}"));
     rest.split('"').next().unwrap_or_default().to_owned()
 }
 
 #[track_caller]
 fn check(answer: &str, status: &str, code: &str) {
-    assert!(
-        answer.starts_with(&format!("HTTP/1.1 {status} ")),
-        "{answer}"
-    );
+    assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
     assert!(answer.contains(&format!("{{\"code\":{code},")), "{answer}");
     assert_eq!(answer.matches("x-request-id: req_").count(), 1, "{answer}");
 }
@@ -176,18 +142,8 @@ async fn heads_that_hyper_refuses_are_answered_in_our_envelope() {
     let huge = "x".repeat(200_000);
 
     check(&server.send("GARBAGE\r\n\r\n").await, "400", "6451000");
-    check(
-        &server.send("GET /livez HTTP/1.1\r\nHost : a\r\n\r\n").await,
-        "400",
-        "6451000",
-    );
-    check(
-        &server
-            .send("GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n")
-            .await,
-        "400",
-        "6451000",
-    );
+    check(&server.send("GET /livez HTTP/1.1\r\nHost : a\r\n\r\n").await, "400", "6451000");
+    check(&server.send("GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n").await, "400", "6451000");
     let two = "POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     check(&server.send(two).await, "400", "6451000");
     for line in [&long, &huge] {
@@ -199,9 +155,7 @@ async fn heads_that_hyper_refuses_are_answered_in_our_envelope() {
     }
     let many = "A: b\r\n".repeat(150);
     check(
-        &server
-            .send(&format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n"))
-            .await,
+        &server.send(&format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")).await,
         "431",
         "6451000",
     );
@@ -245,10 +199,7 @@ async fn judgement_follows_the_order_of_the_contract() {
 
     let unknown = server.call("PATCH", "/v1/api/none?x=1", "", "").await;
     check(&unknown, "404", "6450001");
-    assert!(
-        unknown.contains("method not found, method: PATCH url: /v1/api/none\""),
-        "{unknown}"
-    );
+    assert!(unknown.contains("method not found, method: PATCH url: /v1/api/none\""), "{unknown}");
     let wrong = server.call("PUT", &sub, "", "").await;
     check(&wrong, "405", "6450001");
     assert!(wrong.contains("allow: PATCH, GET, HEAD\r\n"), "{wrong}");
@@ -256,16 +207,8 @@ async fn judgement_follows_the_order_of_the_contract() {
     check(&nobody, "401", "6452000");
     assert!(nobody.contains("www-authenticate: Bearer\r\n"), "{nobody}");
     let other = "/v1/api/apps/app_1/staff-contact-event-sub";
-    check(
-        &server.call("PATCH", other, &token, "").await,
-        "403",
-        "6452001",
-    );
-    check(
-        &server.call("PATCH", &sub, &token, "").await,
-        "400",
-        "6451000",
-    );
+    check(&server.call("PATCH", other, &token, "").await, "403", "6452001");
+    check(&server.call("PATCH", &sub, &token, "").await, "400", "6451000");
     check(&server.call("GET", &sub, &token, "").await, "200", "200");
     let big = format!(
         "PATCH {sub} HTTP/1.1\r\nHost: a\r\nContent-Length: 1048577\r\nConnection: close\r\n\r\n{{"
@@ -285,54 +228,24 @@ async fn a_contact_lives_through_its_whole_life() {
     check(&made, "201", "201");
     assert!(made.contains("etag: \"1\"\r\n"), "{made}");
     let again = server.call("POST", &contacts, &keyed, ana).await;
-    assert_eq!(
-        made.split_once("\r\n\r\n").unwrap().1,
-        again.split_once("\r\n\r\n").unwrap().1
-    );
+    assert_eq!(made.split_once("\r\n\r\n").unwrap().1, again.split_once("\r\n\r\n").unwrap().1);
     let other = ana.replace("Ng", "Oh");
-    check(
-        &server.call("POST", &contacts, &keyed, &other).await,
-        "422",
-        "6451000",
-    );
-    check(
-        &server.call("POST", &contacts, &token, ana).await,
-        "409",
-        "6451000",
-    );
+    check(&server.call("POST", &contacts, &keyed, &other).await, "422", "6451000");
+    check(&server.call("POST", &contacts, &token, ana).await, "409", "6451000");
     let one = format!("{contacts}/{}", field(&made, "id"));
     let edit = r#"{"jobTitle":"Boss"}"#;
     let stale = format!("{token}If-Match: \"7\"\r\n");
-    check(
-        &server.call("PATCH", &one, &stale, edit).await,
-        "412",
-        "6451000",
-    );
-    let edited = server
-        .call("PATCH", &one, &format!("{token}If-Match: \"1\"\r\n"), edit)
-        .await;
+    check(&server.call("PATCH", &one, &stale, edit).await, "412", "6451000");
+    let edited = server.call("PATCH", &one, &format!("{token}If-Match: \"1\"\r\n"), edit).await;
     check(&edited, "200", "200");
     assert!(edited.contains("etag: \"2\"\r\n"), "{edited}");
     let list = format!("{app}/contacts/staffcontact-list?fullName=ana%20n");
     let listed = server.call("GET", &list, &token, "").await;
-    assert!(
-        listed.contains(r#"{"code":200,"result":{"total":1,"items":["#),
-        "{listed}"
-    );
+    assert!(listed.contains(r#"{"code":200,"result":{"total":1,"items":["#), "{listed}");
     assert!(listed.contains("rollcall-sequence: 2\r\n"), "{listed}");
     check(&server.call("DELETE", &one, &token, "").await, "200", "200");
-    check(
-        &server.call("DELETE", &one, &token, "").await,
-        "404",
-        "6451011",
-    );
-    check(
-        &server
-            .call("GET", &format!("{contacts}/7"), &token, "")
-            .await,
-        "400",
-        "6451000",
-    );
+    check(&server.call("DELETE", &one, &token, "").await, "404", "6451011");
+    check(&server.call("GET", &format!("{contacts}/7"), &token, "").await, "400", "6451000");
 }
 
 #[tokio::test]
@@ -341,29 +254,15 @@ async fn unsubscribing_needs_no_challenge_and_a_refused_url_names_its_step() {
     let (app, token) = server.app().await;
     let sub = format!("{app}/staff-contact-event-sub");
 
-    let off = server
-        .call(
-            "PATCH",
-            &sub,
-            &token,
-            r#"{"enabled":false,"url":"x","more":1}"#,
-        )
-        .await;
-    assert!(
-        off.ends_with(r#"{"code":200,"result":{"enabled":false,"url":"x"}}"#),
-        "{off}"
-    );
+    let off = server.call("PATCH", &sub, &token, r#"{"enabled":false,"url":"x","more":1}"#).await;
+    assert!(off.ends_with(r#"{"code":200,"result":{"enabled":false,"url":"x"}}"#), "{off}");
     let on = r#"{"enabled":true,"url":"https://127.0.0.1/"}"#;
     let refused = server.call("PATCH", &sub, &token, on).await;
     check(&refused, "400", "6451000");
     assert!(refused.contains("address"), "{refused}");
-    let hooks = server
-        .call("GET", &format!("{app}/event-hooks"), &token, "")
-        .await;
+    let hooks = server.call("GET", &format!("{app}/event-hooks"), &token, "").await;
     assert!(hooks.contains(r#"{"items":[{"type":"staff-contact-event-sub","enabled":false,"#));
-    let secret = server
-        .call("GET", &format!("{sub}/secret"), &token, "")
-        .await;
+    let secret = server.call("GET", &format!("{sub}/secret"), &token, "").await;
     assert!(secret.contains(r#"{"secret":"whsec_"#), "{secret}");
 }
 
@@ -372,13 +271,8 @@ async fn a_page_may_ask_first() {
     let server = Server::start("cors").await;
     let headers = "Origin: https://page.example\r\nAccess-Control-Request-Method: PATCH\r\n";
 
-    let asked = server
-        .call("OPTIONS", "/v1/api/apps/x/event-hooks", headers, "")
-        .await;
+    let asked = server.call("OPTIONS", "/v1/api/apps/x/event-hooks", headers, "").await;
 
     assert!(asked.starts_with("HTTP/1.1 204 "), "{asked}");
-    assert!(
-        asked.contains("access-control-allow-origin: https://page.example\r\n"),
-        "{asked}"
-    );
+    assert!(asked.contains("access-control-allow-origin: https://page.example\r\n"), "{asked}");
 }

@@ -60,9 +60,7 @@ impl Services {
                 .ok_or(Error::NotFound)?;
             place.insert(row);
         }
-        self.rows
-            .get_mut(&service)
-            .ok_or_else(|| Error::NotFound.into())
+        self.rows.get_mut(&service).ok_or_else(|| Error::NotFound.into())
     }
 
     /// The lowest extension number that no contact of the service has.
@@ -93,11 +91,7 @@ impl Services {
         before: Option<u32>,
         after: Option<u32>,
     ) {
-        if let Some(map) = self
-            .rows
-            .get_mut(&service)
-            .and_then(|row| row.extensions.as_mut())
-        {
+        if let Some(map) = self.rows.get_mut(&service).and_then(|row| row.extensions.as_mut()) {
             if let Some(number) = before {
                 map.set(number, false);
             }
@@ -185,9 +179,7 @@ impl ExtensionMap {
     fn lowest_free(&self) -> Option<u32> {
         let word = self.first_free_word;
         let bit = self.words.get(word).map_or(0, |bits| bits.trailing_ones());
-        let number = EXTENSION_MIN
-            .checked_add(u32::try_from(word * 64).ok()?)?
-            .checked_add(bit)?;
+        let number = EXTENSION_MIN.checked_add(u32::try_from(word * 64).ok()?)?.checked_add(bit)?;
         (number <= EXTENSION_MAX).then_some(number)
     }
 }
