@@ -1,1 +1,41 @@
-//! To be written.
+//! The JSON API: the route table, and per topic the translation between bodies and use cases.
+//!
+//! A handler gets a [`Call`](router::Call) whose caller is already judged; it parses the body, calls one use case
+//! and writes the answer. `docs/api.md` describes every route; a test compares it with the table.
+
+pub mod admin;
+pub mod conditions;
+pub mod contact_batch;
+pub mod contacts;
+pub mod health;
+pub mod query;
+pub mod router;
+pub mod subscription;
+
+use std::sync::Arc;
+
+use crate::directory::Directory;
+use crate::domain::clock::Clock;
+use crate::http::Http;
+use crate::store::Read;
+use crate::subscriptions::Subscriptions;
+
+pub use self::router::router;
+
+/// Everything that handlers use.
+#[derive(Debug)]
+pub struct State {
+    /// Tokens, rates and CORS.
+    pub http: Arc<Http>,
+    /// Reads of the store.
+    pub read: Arc<dyn Read>,
+    /// Use cases that change the roll, and the administrator's.
+    pub directory: Directory,
+    /// Use cases of subscriptions.
+    pub subscriptions: Subscriptions,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+}
+
+#[cfg(test)]
+mod server_tests;

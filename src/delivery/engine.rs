@@ -96,6 +96,12 @@ impl Shared {
         self.signal.notify_one();
     }
 
+    /// A lane that is to be built anew from the store.
+    pub(super) fn hear_changed(&self, key: Key) {
+        lock(&self.heard).changed.insert(key);
+        self.signal.notify_one();
+    }
+
     /// Lanes whose turn it is to take slots.
     pub(super) fn hear_called(&self, lanes: Vec<Arc<LaneDriver>>) {
         lock(&self.heard).called.extend(lanes);
@@ -114,9 +120,7 @@ impl Shared {
             timers.remove(&(before, lane.id));
         }
         let Some(at) = at else { return };
-        let sooner = timers
-            .first_key_value()
-            .is_none_or(|((first, _), _)| at < *first);
+        let sooner = timers.first_key_value().is_none_or(|((first, _), _)| at < *first);
         timers.insert((at, lane.id), Arc::clone(lane));
         drop(timers);
         if sooner {
@@ -129,11 +133,7 @@ impl Shared {
     }
 
     fn lanes_of(&self, service: ServiceId) -> Vec<Arc<LaneDriver>> {
-        lock(&self.lanes)
-            .by_service
-            .get(&service)
-            .cloned()
-            .unwrap_or_default()
+        lock(&self.lanes).by_service.get(&service).cloned().unwrap_or_default()
     }
 
     fn all_lanes(&self) -> Vec<Arc<LaneDriver>> {
@@ -148,11 +148,7 @@ impl Shared {
         let id = self.lane_ids.fetch_add(1, Ordering::Relaxed);
         let made = LaneDriver::new(id, key, Arc::clone(self));
         lanes.by_key.insert(key, Arc::clone(&made));
-        lanes
-            .by_service
-            .entry(key.0)
-            .or_default()
-            .push(Arc::clone(&made));
+        lanes.by_service.entry(key.0).or_default().push(Arc::clone(&made));
         made
     }
 
@@ -201,14 +197,10 @@ impl Shared {
             }
         }
         let mut heard = lock(&self.heard);
-        heard
-            .grown
-            .extend(commit.events.iter().map(|event| event.service));
+        heard.grown.extend(commit.events.iter().map(|event| event.service));
         heard.changed.extend(&commit.subscriptions);
         for service in &commit.hidden {
-            heard
-                .changed
-                .extend(self.lanes_of(*service).iter().map(|lane| lane.key));
+            heard.changed.extend(self.lanes_of(*service).iter().map(|lane| lane.key));
         }
         heard.reload_all |= commit.reopened;
         drop(heard);
@@ -258,7 +250,7 @@ impl Engine {
         // The listener first: what is committed while the rows are read is heard, and loaded again.
         let listening = Arc::clone(&shared);
         let queue = shared.store.write.queue();
-        queue.set_listener(Arc::new(move |commit| listening.hear_commit(commit)));
+        queue.add_listener(Arc::new(move |commit| listening.hear_commit(commit)));
         load_all(&shared).await?;
         shared.tasks.spawn(run(Arc::clone(&shared)));
         Ok(Self { shared })
@@ -267,13 +259,11 @@ impl Engine {
     /// How the lane of a subscription is doing; `None` when it has none.
     #[must_use]
     pub fn lane_state(&self, service: ServiceId, app: AppId) -> Option<LaneState> {
-        self.shared
-            .find((service, app))
-            .map(|lane| lane.lane_state())
+        self.shared.find((service, app)).map(|lane| lane.lane_state())
     }
 
     /// Starts nothing any more, waits up to `grace` for what is in flight, and records it.
-    pub async fn stop(self, grace: Duration) {
+    pub async fn stop(&self, grace: Duration) {
         let lanes = self.shared.all_lanes();
         for lane in &lanes {
             lane.step(Input::Drain);
@@ -298,12 +288,17 @@ async fn load_all(shared: &Arc<Shared>) -> Result<(), Error> {
             *entry = head.max(*entry);
         }
     }
-    let rows = shared.store.read.list_lanes().await?;
     let mut gone: HashMap<Key, Arc<LaneDriver>> = lock(&shared.lanes).by_key.clone();
-    for row in rows {
+    // Asked before the read: a record under way would be missing from what is read.
+    let deferred: BTreeSet<Key> =
+        gone.values().filter(|lane| lane.defers_load()).map(|lane| lane.key).collect();
+    gone.retain(|key, _| !deferred.contains(key));
+    for row in shared.store.read.list_lanes().await? {
         let key = (row.subscription.service, row.subscription.app);
         gone.remove(&key);
-        shared.find_or_make(key).restart(row);
+        if !deferred.contains(&key) {
+            shared.find_or_make(key).restart(row);
+        }
     }
     for lane in gone.values() {
         shared.forget_if_quiet(lane);
@@ -313,6 +308,9 @@ async fn load_all(shared: &Arc<Shared>) -> Result<(), Error> {
 
 /// Builds one lane anew; it stays halted when its subscription is not enabled.
 async fn load_one(shared: &Arc<Shared>, key: Key) -> Result<(), Error> {
+    if shared.find(key).is_some_and(|lane| lane.defers_load()) {
+        return Ok(());
+    }
     match shared.store.read.find_lane(key.0, key.1).await? {
         Some(row) => shared.find_or_make(key).restart(row),
         None => {
@@ -330,9 +328,7 @@ async fn run(shared: Arc<Shared>) {
     let mut compare = tokio::time::interval(COMPARE_EVERY);
     compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let next = lock(&shared.timers)
-            .first_key_value()
-            .map(|((at, _), _)| *at);
+        let next = lock(&shared.timers).first_key_value().map(|((at, _), _)| *at);
         let wait = next.map(|at| at.since(shared.clock.moment()));
         tokio::select! {
             () = shared.stopping.cancelled() => return,

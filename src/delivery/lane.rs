@@ -55,10 +55,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            retry_schedule: super::retry::SCHEDULE_DEFAULT.to_vec(),
-            max_in_flight: 32,
-        }
+        Self { retry_schedule: super::retry::SCHEDULE_DEFAULT.to_vec(), max_in_flight: 32 }
     }
 }
 
@@ -144,7 +141,7 @@ pub enum Input<'a> {
     Halt,
     /// The server stops: start nothing any more, but record what ends.
     Drain,
-    /// Go on from here. Attempts in flight go on as attempts of their generation.
+    /// Go on from here; only after the result of a record that was under way. Attempts in flight go on as attempts of their generation.
     Restart(Progress),
 }
 
@@ -338,11 +335,7 @@ impl Lane {
         match input {
             Input::Head(head) => self.head = self.head.max(head),
             Input::Loaded { after, events } => self.take_loaded(after, events),
-            Input::Ended {
-                contact,
-                outcome,
-                keep_permit,
-            } => {
+            Input::Ended { contact, outcome, keep_permit } => {
                 self.take_outcome(now, contact, outcome);
                 self.yielded = usize::from(!keep_permit && self.permits > self.flights.len());
                 self.permits -= self.yielded;
@@ -398,17 +391,19 @@ impl Lane {
     /// attempt failed, or one is older than `patience`.
     #[must_use]
     pub fn doubtful(&self, now: Moment, patience: Duration) -> bool {
-        self.last_failed
-            || self
-                .flights
-                .values()
-                .any(|flight| now.since(flight.started) > patience)
+        self.last_failed || self.flights.values().any(|flight| now.since(flight.started) > patience)
     }
 
     /// Whether something is finished or changed that no commit has recorded yet.
     #[must_use]
     pub fn unrecorded(&self) -> bool {
         self.recording.is_some() || !self.finished.is_empty() || !self.dirty.is_empty()
+    }
+
+    /// Whether a record is under way. Progress must not be read from the store until its result is known.
+    #[must_use]
+    pub fn recording(&self) -> bool {
+        self.recording.is_some()
     }
 
     /// How many more attempts it could start now, had it the permits.
@@ -419,9 +414,7 @@ impl Lane {
             return 0;
         }
         let due = self.waiting.range(..=(now, u64::MAX)).take(room).count();
-        (self.ready.len() + due)
-            .min(room)
-            .saturating_sub(self.permits - self.flights.len())
+        (self.ready.len() + due).min(room).saturating_sub(self.permits - self.flights.len())
     }
 
     /// Gives back the permits that no attempt uses.
@@ -446,15 +439,9 @@ impl Lane {
             Circuit::Open { probe_at, .. } => Some(probe_at),
             Circuit::Closed { .. } => None,
         };
-        let start = first.map(|at| {
-            at.max(probe_at.unwrap_or(at))
-                .max(self.paused_until.unwrap_or(at))
-        });
-        [start, self.record_again_at]
-            .into_iter()
-            .flatten()
-            .filter(|at| *at > now)
-            .min()
+        let start =
+            first.map(|at| at.max(probe_at.unwrap_or(at)).max(self.paused_until.unwrap_or(at)));
+        [start, self.record_again_at].into_iter().flatten().filter(|at| *at > now).min()
     }
 
     /// Attempts that may start now by the rules for the lane as a whole, permits apart.
@@ -469,19 +456,13 @@ impl Lane {
             Circuit::Closed { .. } => {
                 let slots = self.slots.min(self.settings.max_in_flight);
                 let unrecorded = used + self.unrecorded_count();
-                slots
-                    .saturating_sub(used)
-                    .min(UNRECORDED_MAX.saturating_sub(unrecorded))
+                slots.saturating_sub(used).min(UNRECORDED_MAX.saturating_sub(unrecorded))
             }
         }
     }
 
     fn unrecorded_count(&self) -> usize {
-        self.finished.len()
-            + self
-                .recording
-                .as_ref()
-                .map_or(0, |record| record.finished.len())
+        self.finished.len() + self.recording.as_ref().map_or(0, |record| record.finished.len())
     }
 
     fn start_attempts(&mut self, now: Moment, effects: &mut Vec<Effect>) {
@@ -533,20 +514,12 @@ impl Lane {
         self.waiting.remove(&(owed.due, sequence));
         owed.phase = Phase::InFlight;
         owed.attempts += 1;
-        let flight = Flight {
-            generation: self.generation,
-            sequence,
-            started: now,
-        };
+        let flight = Flight { generation: self.generation, sequence, started: now };
         self.flights.insert(owed.contact, flight);
         if matches!(self.circuit, Circuit::Open { .. }) {
             self.probed = Some(owed.contact);
         }
-        effects.push(Effect::Start {
-            sequence,
-            contact: owed.contact,
-            attempt: owed.attempts,
-        });
+        effects.push(Effect::Start { sequence, contact: owed.contact, attempt: owed.attempts });
     }
 
     fn take_outcome(&mut self, now: Moment, contact: ContactId, outcome: Outcome) {
@@ -555,10 +528,7 @@ impl Lane {
         };
         let sequence = flight.sequence;
         let current = flight.generation == self.generation
-            && self
-                .owed
-                .get(&sequence)
-                .is_some_and(|owed| owed.phase == Phase::InFlight);
+            && self.owed.get(&sequence).is_some_and(|owed| owed.phase == Phase::InFlight);
         if !current {
             self.take_old_outcome(contact, sequence, outcome);
             return;
@@ -580,10 +550,7 @@ impl Lane {
     /// An attempt that began before a restart: a success counts if the event is still owed; nothing else does.
     fn take_old_outcome(&mut self, contact: ContactId, sequence: u64, outcome: Outcome) {
         let delivered = outcome == Outcome::Delivered;
-        let head = self
-            .chains
-            .get(&contact)
-            .and_then(|chain| chain.front().copied());
+        let head = self.chains.get(&contact).and_then(|chain| chain.front().copied());
         if delivered && head == Some(sequence) {
             self.finish(sequence, Finish::Delivered);
             return;
@@ -629,10 +596,7 @@ impl Lane {
         let others_succeeded = owed.failed_at.is_some_and(|at| self.successes > at);
         owed.failed_at = Some(self.successes);
         self.last_failed = true;
-        let row = self.failing.get_or_insert(FailingRow {
-            since: now,
-            attempts: 0,
-        });
+        let row = self.failing.get_or_insert(FailingRow { since: now, attempts: 0 });
         row.attempts = row.attempts.saturating_add(1);
         self.failing_changed = true;
         if row.attempts >= GIVE_UP_ATTEMPTS && now.since(row.since) >= GIVE_UP_AGE {
@@ -724,10 +688,7 @@ impl Lane {
         if self.flights.contains_key(&contact) {
             return;
         }
-        let Some(sequence) = self
-            .chains
-            .get(&contact)
-            .and_then(|chain| chain.front().copied())
+        let Some(sequence) = self.chains.get(&contact).and_then(|chain| chain.front().copied())
         else {
             return;
         };
@@ -813,10 +774,7 @@ impl Lane {
         self.loading = true;
         let limit = u64::try_from(ahead).unwrap_or(u64::MAX).min(room);
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-        effects.push(Effect::Load {
-            after: self.loaded_to,
-            limit,
-        });
+        effects.push(Effect::Load { after: self.loaded_to, limit });
     }
 
     /// The window is full and nothing in it can start: what keeps the cursor back becomes held.
@@ -885,11 +843,7 @@ impl Lane {
         plan.cursor = self.cursor;
         plan.done = self.done.iter().copied().collect();
         self.failing_changed = false;
-        self.recording = Some(Recording {
-            number: plan.number,
-            finished,
-            held,
-        });
+        self.recording = Some(Recording { number: plan.number, finished, held });
         effects.push(Effect::Record(plan));
     }
 
@@ -935,11 +889,10 @@ impl Lane {
             return;
         };
         self.finished.extend(recording.finished);
-        self.dirty
-            .extend(recording.held.into_iter().filter(|sequence| {
-                let owed = self.owed.get(sequence);
-                owed.is_some_and(|owed| !matches!(owed.phase, Phase::Finished(_)))
-            }));
+        self.dirty.extend(recording.held.into_iter().filter(|sequence| {
+            let owed = self.owed.get(sequence);
+            owed.is_some_and(|owed| !matches!(owed.phase, Phase::Finished(_)))
+        }));
         self.failing_changed = true;
         self.record_again_at = Some(now.plus(RECORD_RETRY));
         if superseded {
@@ -950,11 +903,7 @@ impl Lane {
     /// Begins anew from durable progress. Deliveries that no commit has recorded are not forgotten: a success
     /// stays a success if its event is still owed.
     fn restart(&mut self, progress: Progress) {
-        let recording = self
-            .recording
-            .take()
-            .map(|record| record.finished)
-            .unwrap_or_default();
+        let recording = self.recording.take().map(|record| record.finished).unwrap_or_default();
         let delivered = recording.iter().chain(&self.finished).filter(|sequence| {
             let owed = self.owed.get(sequence);
             owed.is_some_and(|owed| owed.phase == Phase::Finished(Finish::Delivered))
@@ -974,11 +923,7 @@ impl Lane {
         self.head = progress.head.max(before.head);
         self.cursor = progress.cursor;
         self.loaded_to = progress.cursor;
-        self.done = progress
-            .done
-            .into_iter()
-            .filter(|sequence| *sequence > self.cursor)
-            .collect();
+        self.done = progress.done.into_iter().filter(|sequence| *sequence > self.cursor).collect();
         self.failing = progress.failing;
         for held in progress.held {
             self.held += 1;

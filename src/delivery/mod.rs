@@ -9,5 +9,7 @@ mod recent;
 pub mod retry;
 pub mod sender;
 pub mod signing;
+#[cfg(test)]
+mod simulation;
 mod slots;
 pub mod target_guard;

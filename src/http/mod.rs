@@ -1,1 +1,69 @@
-//! To be written.
+//! What all HTTP surfaces share: the accept loop, limits, tokens, error bodies, the request line of the log.
+//!
+//! A request comes from the [`listener`] through [`around`](request_log::around) to a surface's router. The surface asks [`Http::enter`]
+//! who calls, and answers with the functions of [`envelope`]. Status codes of the API are decided here and in the
+//! surfaces, nowhere else.
+
+pub mod auth;
+pub mod caller;
+pub mod connection;
+pub mod cors;
+pub mod envelope;
+pub mod head_scan;
+pub mod json;
+pub mod limits;
+pub mod listener;
+pub mod request_log;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use crate::domain::clock::Clock;
+use crate::domain::tenancy::Token;
+use crate::store::Read;
+
+use self::auth::Auth;
+use self::cors::Cors;
+use self::limits::RequestRates;
+
+/// What an operator can set about HTTP, besides the address.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Requests of one service in a minute, over all its apps; 0 is off. Key `requests_per_minute`.
+    pub requests_per_minute: u32,
+    /// Origins whose pages may call the API; `*` allows all. Key `cors_origins`.
+    pub cors_origins: Vec<String>,
+    /// Overrides the stored admin token. Key `admin_token`.
+    pub admin_token: Option<Token>,
+}
+
+/// The running parts that every request passes.
+#[derive(Debug)]
+pub struct Http {
+    /// Who calls.
+    pub auth: Auth,
+    /// Request rates of services.
+    pub rates: RequestRates,
+    /// Answers to pages of other origins.
+    pub cors: Cors,
+}
+
+impl Http {
+    /// Assembles the parts.
+    ///
+    /// `tenancy_epoch` is counted up by the commit listener whenever a commit changed a service, app, token or
+    /// secret: what is remembered of tokens from before is then not used any more.
+    #[must_use]
+    pub fn new(
+        settings: &Settings,
+        read: Arc<dyn Read>,
+        clock: Arc<dyn Clock>,
+        tenancy_epoch: Arc<AtomicU64>,
+    ) -> Self {
+        Self {
+            auth: Auth::new(read, clock, tenancy_epoch, settings.admin_token.as_ref()),
+            rates: RequestRates::new(settings.requests_per_minute),
+            cors: Cors::new(&settings.cors_origins),
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! One connection's bytes, between the socket and hyper: timeouts, and our own body on errors that hyper answers.
+//!
+//! hyper answers a head that it cannot parse with an empty body, and a head that does not arrive with nothing. Here such
+//! an answer is replaced before it is sent, so that every answer has the envelope and a request id. The end of a
+//! connection is awaited for a moment, because closing with unread bytes would take the answer away from the caller.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use ::http::StatusCode;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::envelope::ApiError;
+use super::head_scan::{HeadScan, Verdict};
+use super::limits::{
+    HEADER_READ_TIMEOUT, IDLE_TIMEOUT, URI_BYTES_MAX, WRITE_STALL_TIMEOUT, head_too_slow,
+    headers_too_large, uri_too_long,
+};
+use super::request_log::raw_error;
+
+/// Longest wait for the caller to close after us.
+const LINGER: Duration = Duration::from_millis(500);
+/// Bytes that are read at a time while waiting for that.
+const LINGER_BUFFER_BYTES: usize = 4096;
+
+/// What the connection knows of a request that its headers do not show any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeadNote {
+    /// Nothing.
+    #[default]
+    Clear,
+    /// It came with both `Content-Length` and `Transfer-Encoding`.
+    TwoLengths,
+    /// It may have; the connection must end after the answer.
+    Unsure,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Waiting for a head, or reading it, since then.
+    Waiting(Instant),
+    /// A request is being worked on.
+    Busy,
+}
+
+#[derive(Debug)]
+struct Progress {
+    phase: Phase,
+    head_since: Option<Instant>,
+    scan: HeadScan,
+}
+
+/// What the socket side and the request side of a connection tell each other.
+#[derive(Clone, Debug)]
+pub struct ConnectionProgress(Arc<Mutex<Progress>>);
+
+impl ConnectionProgress {
+    fn new() -> Self {
+        let phase = Phase::Waiting(Instant::now());
+        Self(Arc::new(Mutex::new(Progress { phase, head_since: None, scan: HeadScan::default() })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request was parsed; whether it is chunked.
+    #[must_use]
+    pub fn begin_request(&self, chunked: bool) -> HeadNote {
+        let mut progress = self.lock();
+        progress.phase = Phase::Busy;
+        progress.head_since = None;
+        match progress.scan.take() {
+            Verdict::TwoLengths => HeadNote::TwoLengths,
+            Verdict::Unsure if chunked => HeadNote::Unsure,
+            Verdict::Unsure | Verdict::Clear => HeadNote::Clear,
+        }
+    }
+
+    /// Its answer is known.
+    pub fn end_request(&self) {
+        let mut progress = self.lock();
+        progress.phase = Phase::Waiting(Instant::now());
+        progress.scan.answered();
+    }
+}
+
+impl Progress {
+    fn note_read(&mut self, bytes: &[u8]) {
+        self.scan.feed(bytes);
+        // Some clients end a body with a stray line break: that is not yet a request.
+        let begun = bytes.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
+        if begun && self.phase != Phase::Busy && self.head_since.is_none() {
+            self.head_since = Some(Instant::now());
+        }
+    }
+
+    /// When the wait for bytes ends, and whether it is the wait for the rest of a head.
+    fn deadline(&self) -> Option<(Instant, bool)> {
+        match (self.phase, self.head_since) {
+            (Phase::Busy, _) => None,
+            (Phase::Waiting(_), Some(since)) => Some((since + HEADER_READ_TIMEOUT, true)),
+            (Phase::Waiting(since), None) => Some((since + IDLE_TIMEOUT, false)),
+        }
+    }
+
+    /// The replacement for an answer that hyper makes by itself, when these bytes are one.
+    fn replacement(&self, bytes: &[u8]) -> Option<ApiError> {
+        if self.phase == Phase::Busy || !bytes.starts_with(b"HTTP/1.1 4") {
+            return None;
+        }
+        let head = std::str::from_utf8(bytes).ok()?;
+        if !head.ends_with("\r\n\r\n") || head.contains("x-request-id") {
+            return None;
+        }
+        let line_too_long =
+            self.scan.open_request_line().is_some_and(|bytes| bytes > URI_BYTES_MAX);
+        let status = if line_too_long { "414" } else { head.get(9..12)? };
+        Some(match status {
+            "414" => uri_too_long(),
+            "431" => headers_too_large(),
+            _ => ApiError::new(
+                StatusCode::BAD_REQUEST,
+                super::envelope::CODE_INVALID,
+                "the request line or a header is malformed",
+            ),
+        })
+    }
+}
+
+/// The socket of a connection as hyper sees it.
+#[derive(Debug)]
+pub struct Connection<S> {
+    socket: S,
+    progress: ConnectionProgress,
+    wait: Pin<Box<Sleep>>,
+    write_wait: Option<Pin<Box<Sleep>>>,
+    replaced: Vec<u8>,
+    ended: bool,
+    linger: Option<Pin<Box<Sleep>>>,
+    shut: bool,
+}
+
+impl<S> Connection<S> {
+    /// Wraps a socket that was just accepted.
+    #[must_use]
+    pub fn new(socket: S) -> Self {
+        Self {
+            socket,
+            progress: ConnectionProgress::new(),
+            wait: Box::pin(sleep_until(Instant::now() + IDLE_TIMEOUT)),
+            write_wait: None,
+            replaced: Vec::new(),
+            ended: false,
+            linger: None,
+            shut: false,
+        }
+    }
+
+    /// The request side's handle.
+    #[must_use]
+    pub fn progress(&self) -> ConnectionProgress {
+        self.progress.clone()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Polls the timer of the read that is pending; a head that is late is told so.
+    fn poll_deadline(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        let Some((deadline, in_head)) = self.progress.lock().deadline() else {
+            return Poll::Pending;
+        };
+        if self.wait.deadline() != deadline {
+            self.wait.as_mut().reset(deadline);
+        }
+        ready!(self.wait.as_mut().poll(context));
+        self.ended = !in_head;
+        if in_head {
+            // Nothing is on its way out, so the socket takes these few bytes at once; if not, nobody is there.
+            let answer = raw_error(&head_too_slow());
+            drop(Pin::new(&mut self.socket).poll_write(context, &answer));
+        }
+        Poll::Ready(in_head)
+    }
+
+    fn poll_write_socket(
+        &mut self,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = Pin::new(&mut self.socket).poll_write(context, bytes) {
+            self.write_wait = None;
+            return Poll::Ready(written);
+        }
+        let wait = self
+            .write_wait
+            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + WRITE_STALL_TIMEOUT)));
+        ready!(wait.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn poll_replaced(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.replaced.is_empty() {
+            let bytes = std::mem::take(&mut self.replaced);
+            let written = self.poll_write_socket(context, &bytes);
+            self.replaced = bytes;
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => drop(self.replaced.drain(..count)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads and drops what still comes until the caller closes, for a moment.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let linger =
+            self.linger.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + LINGER)));
+        if linger.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut space = [0; LINGER_BUFFER_BYTES];
+        loop {
+            let mut buffer = ReadBuf::new(&mut space);
+            match ready!(Pin::new(&mut self.socket).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Read for Connection<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        mut cursor: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        // The crate forbids unsafe code, so the bytes go through a buffer of our own.
+        let mut space = [0; READ_BYTES];
+        let room = cursor.remaining().min(READ_BYTES);
+        let mut buffer = ReadBuf::new(&mut space[..room]);
+        match Pin::new(&mut this.socket).poll_read(context, &mut buffer) {
+            Poll::Ready(Ok(())) => {
+                let bytes = buffer.filled();
+                if bytes.is_empty() {
+                    this.ended = true;
+                } else {
+                    this.progress.lock().note_read(bytes);
+                    cursor.put_slice(bytes);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => {
+                this.ended = true;
+                Poll::Ready(Err(error))
+            }
+            Poll::Pending => match ready!(this.poll_deadline(context)) {
+                true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                // To hyper an idle connection that ends looks as if the caller had closed it.
+                false => Poll::Ready(Ok(())),
+            },
+        }
+    }
+}
+
+/// Bytes that are read from the socket at a time: most requests fit whole.
+const READ_BYTES: usize = 4 * 1024;
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Write for Connection<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let replacement = self.progress.lock().replacement(bytes);
+        if let Some(error) = replacement {
+            self.replaced = raw_error(&error);
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        ready!(self.poll_replaced(context))?;
+        self.poll_write_socket(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_replaced(context))?;
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_replaced(context))?;
+        if !self.shut {
+            ready!(Pin::new(&mut self.socket).poll_shutdown(context))?;
+            self.shut = true;
+        }
+        if !self.ended {
+            ready!(self.poll_linger(context));
+        }
+        Poll::Ready(Ok(()))
+    }
+}

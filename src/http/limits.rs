@@ -1,0 +1,215 @@
+//! The limits of HTTP, each with a name, and the request rate of a service.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use ::http::header::{CONTENT_LENGTH, HOST};
+use ::http::request::Parts;
+use ::http::{HeaderMap, StatusCode, Version};
+use axum::body::Body;
+use bytes::Bytes;
+use governor::clock::Clock as _;
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::domain::id::ServiceId;
+
+use super::envelope::ApiError;
+
+/// Longest body in bytes: the largest sensible body of one resource is a hundredth of it.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Longest body of a batch in bytes: 500 contacts with every field full.
+pub const BATCH_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Longest request target in bytes; RFC 9112, section 3 recommends at least 8,000.
+pub const URI_BYTES_MAX: usize = 8 * 1024;
+/// Longest header section in bytes, names and values. Common proxies stop at 8 to 16 KiB.
+pub const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Most header lines of a request.
+pub const HEADERS_MAX: usize = 100;
+/// Longest time for the head of a request, from its first byte. Slow senders hold a connection that long.
+pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for the body of a request.
+pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest time that a connection may wait for its next request: above the 60 s that common proxies keep theirs,
+/// so that the proxy closes first and never sends into a closing connection.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// Longest time that a caller may take no byte of an answer.
+pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most connections at a time; each may hold a few tens of KiB while it is read.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Requests between two clean-ups of the rates of services that have gone quiet.
+const PRUNE_EVERY: u32 = 16_384;
+
+/// Judges what can be judged from the head of a request alone.
+///
+/// # Errors
+///
+/// 400 for the `Host` header, 414, 431, and 413 for an announced body over `body_bytes_max`.
+pub fn check_head(head: &Parts, body_bytes_max: usize) -> Result<(), ApiError> {
+    let uri_bytes = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if uri_bytes > URI_BYTES_MAX {
+        return Err(uri_too_long());
+    }
+    let headers = &head.headers;
+    if header_bytes(headers) > HEADER_BYTES_MAX {
+        return Err(headers_too_large());
+    }
+    let hosts = headers.get_all(HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && head.version == Version::HTTP_11) {
+        return Err(ApiError::invalid("Host: exactly one header is required"));
+    }
+    let announced = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > body_bytes_max as u64) {
+        return Err(body_too_large(body_bytes_max));
+    }
+    Ok(())
+}
+
+fn header_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
+}
+
+/// 414 with its limit.
+#[must_use]
+pub fn uri_too_long() -> ApiError {
+    let message = format!("the request target must have at most {URI_BYTES_MAX} bytes");
+    ApiError::over_limit(StatusCode::URI_TOO_LONG, message)
+}
+
+/// 431 with its limits.
+#[must_use]
+pub fn headers_too_large() -> ApiError {
+    let message = format!(
+        "the headers must have at most {HEADER_BYTES_MAX} bytes in at most {HEADERS_MAX} lines"
+    );
+    ApiError::over_limit(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message)
+}
+
+/// 408 for a head that did not arrive in time.
+#[must_use]
+pub fn head_too_slow() -> ApiError {
+    let message = format!(
+        "the request line and headers must arrive within {} s",
+        HEADER_READ_TIMEOUT.as_secs()
+    );
+    ApiError::over_limit(StatusCode::REQUEST_TIMEOUT, message)
+}
+
+fn body_too_large(body_bytes_max: usize) -> ApiError {
+    let message = format!("the body must have at most {body_bytes_max} bytes");
+    ApiError::over_limit(StatusCode::PAYLOAD_TOO_LARGE, message)
+}
+
+/// Reads a whole body within its limits of bytes and time.
+///
+/// # Errors
+///
+/// 413, 408, or 400 when the caller stops in the middle of it.
+pub async fn read_body(body: Body, body_bytes_max: usize) -> Result<Bytes, ApiError> {
+    let collect = Limited::new(body, body_bytes_max).collect();
+    match tokio::time::timeout(BODY_READ_TIMEOUT, collect).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(body_too_large(body_bytes_max)),
+        Ok(Err(_)) => Err(ApiError::invalid("the body is malformed or ended early")),
+        Err(_) => {
+            let seconds = BODY_READ_TIMEOUT.as_secs();
+            let message = format!("the body must arrive within {seconds} s");
+            Err(ApiError::over_limit(StatusCode::REQUEST_TIMEOUT, message))
+        }
+    }
+}
+
+/// How many requests each service may make.
+pub struct RequestRates {
+    limiter: Option<DefaultKeyedRateLimiter<ServiceId>>,
+    checks: AtomicU32,
+}
+
+impl fmt::Debug for RequestRates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RequestRates")
+    }
+}
+
+impl RequestRates {
+    /// This many requests in a minute for each service; 0 is off.
+    #[must_use]
+    pub fn new(requests_per_minute: u32) -> Self {
+        let limiter = NonZeroU32::new(requests_per_minute)
+            .map(|rate| RateLimiter::dashmap(Quota::per_minute(rate)));
+        Self { limiter, checks: AtomicU32::new(0) }
+    }
+
+    /// Counts one request.
+    ///
+    /// # Errors
+    ///
+    /// 429: the service is over its rate.
+    pub fn check(&self, service: ServiceId) -> Result<(), ApiError> {
+        let Some(limiter) = &self.limiter else {
+            return Ok(());
+        };
+        if self.checks.fetch_add(1, Ordering::Relaxed) % PRUNE_EVERY == PRUNE_EVERY - 1 {
+            limiter.retain_recent();
+        }
+        limiter.check_key(&service).map_err(|refused| {
+            let wait = refused.wait_time_from(limiter.clock().now());
+            ApiError::too_many_requests(wait.as_secs() + 1)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BODY_BYTES_MAX, HEADER_BYTES_MAX, RequestRates, URI_BYTES_MAX, check_head};
+    use crate::domain::id::ServiceId;
+    use ::http::Request;
+
+    fn check(
+        build: impl FnOnce(::http::request::Builder) -> ::http::request::Builder,
+        status: u16,
+    ) {
+        let (head, ()) = build(Request::builder().uri("/")).body(()).unwrap().into_parts();
+
+        let judged = check_head(&head, BODY_BYTES_MAX).map_or_else(|e| e.status.as_u16(), |()| 200);
+
+        assert_eq!(judged, status);
+    }
+
+    #[test]
+    fn every_limit_of_the_head_accepts_its_value_and_refuses_the_next() {
+        let uri = |bytes: usize| format!("/{}", "x".repeat(bytes - 1));
+        check(|b| b.header("host", "a").uri(uri(URI_BYTES_MAX)), 200);
+        check(|b| b.header("host", "a").uri(uri(URI_BYTES_MAX + 1)), 414);
+        // "host" and "a" count 9 bytes with their separators, "x" counts 5 more than its value.
+        let fill = |bytes: usize| "v".repeat(bytes - 9 - 5);
+        check(|b| b.header("host", "a").header("x", fill(HEADER_BYTES_MAX)), 200);
+        check(|b| b.header("host", "a").header("x", fill(HEADER_BYTES_MAX + 1)), 431);
+        check(|b| b.header("host", "a").header("content-length", BODY_BYTES_MAX), 200);
+        check(|b| b.header("host", "a").header("content-length", BODY_BYTES_MAX + 1), 413);
+    }
+
+    #[test]
+    fn exactly_one_host_is_required_except_in_http_1_0() {
+        check(|b| b, 400);
+        check(|b| b.header("host", "a").header("host", "a"), 400);
+        check(|b| b.version(::http::Version::HTTP_10), 200);
+    }
+
+    #[test]
+    fn a_service_over_its_rate_is_told_when_and_costs_no_other() {
+        let rates = RequestRates::new(2);
+        let [one, other] = [1, 2].map(|byte| ServiceId::from_bytes([byte; 16]));
+
+        assert!(rates.check(one).is_ok());
+        assert!(rates.check(one).is_ok());
+        assert_eq!(rates.check(one).unwrap_err().status.as_u16(), 429);
+        assert!(rates.check(other).is_ok());
+        assert!((0..1000).all(|_| RequestRates::new(0).check(one).is_ok()));
+    }
+}

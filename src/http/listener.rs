@@ -1,0 +1,117 @@
+//! The accept loop: connections in, requests to the router, and an orderly end.
+//!
+//! `app.rs` binds the socket and hands it in. The number of connections is limited; at the limit the loop waits, and
+//! the system's own queue of connections fills.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::Request;
+use ::http::header::TRANSFER_ENCODING;
+use axum::Router;
+use axum::body::Body;
+use axum::response::Response;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+use super::connection::{Connection, ConnectionProgress};
+use super::limits::{CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADERS_MAX, URI_BYTES_MAX};
+
+/// Wait after the system refused to give a connection, for example without a free descriptor: long enough not to
+/// spin, short enough not to be noticed.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// Bytes hyper may hold of what it has not parsed: a longest line, the longest headers, and room for separators.
+const BUFFER_BYTES_MAX: usize = URI_BYTES_MAX + HEADER_BYTES_MAX + 8 * 1024;
+
+/// Accepts connections until `stop`, then lets each finish the request it is in.
+///
+/// Returns when it accepts no more. The connections run on `tasks`; whoever awaits that awaits their end.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Some(Ok(place)) = stop.run_until_cancelled(Arc::clone(&places).acquire_owned()).await
+        else {
+            return;
+        };
+        let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else {
+            return;
+        };
+        match accepted {
+            Ok((socket, _peer)) => {
+                let connection = serve_connection(socket, router.clone(), stop.clone());
+                tasks.spawn(async move {
+                    connection.await;
+                    drop(place);
+                });
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(error = %error, "connection not accepted");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+}
+
+/// Whether the error concerns only the connection that was next, which its caller gave up.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+    )
+}
+
+async fn serve_connection(socket: TcpStream, router: Router, stop: CancellationToken) {
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(error = %error, "connection option not set");
+    }
+    let socket = Connection::new(socket);
+    let progress = socket.progress();
+    let service = service_fn(move |request| answer(router.clone(), progress.clone(), request));
+    let mut http = http1::Builder::new();
+    http.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX).header_read_timeout(None);
+    let mut connection = pin!(http.serve_connection(socket, service));
+    let ended = match stop.run_until_cancelled(connection.as_mut()).await {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error = %error, "connection ended");
+    }
+}
+
+/// Hands one request to the router.
+fn answer(
+    mut router: Router,
+    progress: ConnectionProgress,
+    mut request: Request<Incoming>,
+) -> impl Future<Output = Result<Response, Infallible>> {
+    let note = progress.begin_request(request.headers().contains_key(TRANSFER_ENCODING));
+    request.extensions_mut().insert(note);
+    let answer = router.call(request.map(Body::new));
+    async move {
+        let response = answer.await;
+        progress.end_request();
+        response
+    }
+}

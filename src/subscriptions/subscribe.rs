@@ -1,0 +1,92 @@
+//! Subscribe and unsubscribe: check the URL, have it echo a challenge, store the wish.
+
+use std::time::Duration;
+
+use crate::delivery::challenge::{self, Nonce};
+use crate::domain::contact::FieldError;
+use crate::domain::id::{AppId, ServiceId};
+use crate::domain::subscription::{Subscription, URL_BYTES_MAX};
+use crate::store::Error;
+use crate::store::command::SubscriptionWish;
+
+use super::Subscriptions;
+
+/// Why a wish was not stored; the earlier subscription stays as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubscribeError {
+    /// The URL breaks a rule, or its receiver did not consent: which step, for the caller.
+    #[error("{0}")]
+    Refused(String),
+    /// Too many challenges lately.
+    #[error("too many challenges")]
+    TooMany {
+        /// When there is room again.
+        retry_after: Duration,
+    },
+    /// The store refused it or is away.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+/// A request's place in the order of arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(u64);
+
+impl Subscriptions {
+    /// The place of a request that has just arrived.
+    #[must_use]
+    pub fn take_ticket(&self) -> Ticket {
+        Ticket(self.write.take_ticket())
+    }
+
+    /// Subscribes a URL after it has echoed a challenge. Dropping the future aborts the challenge and stores nothing.
+    ///
+    /// # Errors
+    ///
+    /// Refused with the step, too many challenges, superseded by a later ticket, unavailable.
+    pub async fn subscribe(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        ticket: Ticket,
+        url: String,
+    ) -> Result<Subscription, SubscribeError> {
+        let target = self.guard.check_url(&url).map_err(|refusal| {
+            SubscribeError::Refused(format!("url: refused at step {}: {refusal}", refusal.step))
+        })?;
+        let line = self.sender.line(&url).map_err(|refusal| {
+            SubscribeError::Refused(format!("url: refused at step {}: {refusal}", refusal.step))
+        })?;
+        self.limits
+            .check(app, &target.host, self.clock.moment())
+            .map_err(|retry_after| SubscribeError::TooMany { retry_after })?;
+        let secrets = self.read.list_signing_secrets(service, app, self.clock.now()).await?;
+        let nonce = Nonce::random()
+            .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
+        challenge::verify(&self.sender, &line, &secrets, &nonce)
+            .await
+            .map_err(|failure| SubscribeError::Refused(failure.to_string()))?;
+        let wish = SubscriptionWish::Enable { url, verified_at: self.clock.now() };
+        Ok(self.write.set_subscription(service, app, ticket.0, wish).await?)
+    }
+
+    /// Unsubscribes: sending stops at once, and what is pending is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Refused when the URL is too long, superseded by a later ticket, unavailable.
+    pub async fn unsubscribe(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        ticket: Ticket,
+        url: String,
+    ) -> Result<Subscription, SubscribeError> {
+        if url.len() > URL_BYTES_MAX {
+            let rule = format!("must have at most {URL_BYTES_MAX} bytes, has {}", url.len());
+            return Err(Error::Refused(FieldError::new("url", rule)).into());
+        }
+        let wish = SubscriptionWish::Disable { url };
+        Ok(self.write.set_subscription(service, app, ticket.0, wish).await?)
+    }
+}
