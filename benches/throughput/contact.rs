@@ -21,10 +21,7 @@ impl Template {
         let zeros = "0".repeat(DIGITS);
         let mut places = TEMPLATE.match_indices(&zeros).map(|(at, _)| at);
         let digits = std::array::from_fn(|_| places.next().unwrap_or_default());
-        Self {
-            bytes: TEMPLATE.as_bytes().to_vec(),
-            digits,
-        }
+        Self { bytes: TEMPLATE.as_bytes().to_vec(), digits }
     }
 
     /// The body that creates contact `number`.

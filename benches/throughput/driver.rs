@@ -48,13 +48,7 @@ impl Line {
         headers.insert(CONTENT_TYPE, json);
         let bearer = format!("Bearer {}", target.token);
         headers.insert(AUTHORIZATION, HeaderValue::from_str(&bearer)?);
-        Ok(Self {
-            sender,
-            wire,
-            headers,
-            path: target.path.parse()?,
-            template: Template::new(),
-        })
+        Ok(Self { sender, wire, headers, path: target.path.parse()?, template: Template::new() })
     }
 
     async fn create(&mut self, number: u32) -> anyhow::Result<Bytes> {
@@ -137,11 +131,7 @@ impl Line {
 }
 
 fn expect(status: StatusCode, wanted: StatusCode, answer: &[u8]) -> anyhow::Result<()> {
-    ensure!(
-        status == wanted,
-        "answered {status}: {}",
-        String::from_utf8_lossy(answer)
-    );
+    ensure!(status == wanted, "answered {status}: {}", String::from_utf8_lossy(answer));
     Ok(())
 }
 
@@ -154,11 +144,8 @@ struct Run {
 
 /// Runs all connections to the end.
 pub(crate) fn drive(drive: Drive) -> anyhow::Result<Driven> {
-    let run = Arc::new(Run {
-        next: AtomicU32::new(drive.first),
-        stop: AtomicBool::new(false),
-        drive,
-    });
+    let run =
+        Arc::new(Run { next: AtomicU32::new(drive.first), stop: AtomicBool::new(false), drive });
     let began = Instant::now();
     let threads = run.drive.threads;
     let spawn = |index| {
@@ -182,9 +169,7 @@ pub(crate) fn drive(drive: Drive) -> anyhow::Result<Driven> {
 
 /// The connections whose number belongs to this thread.
 fn drive_thread(run: &Arc<Run>, index: usize) -> anyhow::Result<Driven> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let limit = Duration::from_millis(run.drive.run_ms) + LAST_ANSWERS;
     runtime.block_on(async {
         let mut lines = JoinSet::new();
@@ -237,9 +222,7 @@ async fn drive_line(run: Arc<Run>) -> (u32, Option<String>) {
 /// clock for both ends.
 pub(crate) fn pace(pace: &Pace, ledger: &Arc<Ledger>) -> anyhow::Result<Paced> {
     ledger.keep_arrivals(pace.first + pace.count);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(paced(pace, ledger))
 }
 

@@ -49,8 +49,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
 fn end(guarded: &Guarded) {
     let server = guarded.lock().ok().and_then(|mut kept| kept.take());
     if let Some(server) = server {
-        // It has usually ended long ago.
-        drop(pidfd_send_signal(server, Signal::KILL));
+        // It has usually ended long ago, and then there is nothing to end.
+        pidfd_send_signal(server, Signal::KILL).ok();
     }
 }
 
@@ -74,18 +74,13 @@ fn obey(
         }
         Command::Drive(drive) => serde_json::to_value(driver::drive(drive)?),
         Command::Pace(pace) => serde_json::to_value(driver::pace(&pace, ledger)?),
-        Command::Await {
-            notifications,
-            subscriptions,
-            patience_ms,
-        } => {
+        Command::Await { notifications, subscriptions, patience_ms } => {
             let patience = Duration::from_millis(patience_ms);
             serde_json::to_value(arrived(ledger, notifications, subscriptions, patience))
         }
-        Command::Check {
-            ranges,
-            subscriptions,
-        } => serde_json::to_value(ledger.check(&ranges, subscriptions)),
+        Command::Check { ranges, subscriptions } => {
+            serde_json::to_value(ledger.check(&ranges, subscriptions))
+        }
         Command::Reset => {
             ledger.reset();
             serde_json::to_value(())
@@ -128,11 +123,7 @@ impl Helper {
             .stdout(Stdio::piped())
             .spawn()?;
         let from = child.stdout.take().context("no standard output")?;
-        Ok(Self {
-            to: child.stdin.take(),
-            from: BufReader::new(from),
-            child,
-        })
+        Ok(Self { to: child.stdin.take(), from: BufReader::new(from), child })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -140,7 +131,10 @@ impl Helper {
     }
 
     /// Gives a command and waits for its answer.
-    pub(crate) fn ask<T: DeserializeOwned>(&mut self, command: &impl Serialize) -> anyhow::Result<T> {
+    pub(crate) fn ask<T: DeserializeOwned>(
+        &mut self,
+        command: &impl Serialize,
+    ) -> anyhow::Result<T> {
         let mut line = serde_json::to_vec(command)?;
         line.push(b'\n');
         self.to.as_mut().context("closed")?.write_all(&line)?;

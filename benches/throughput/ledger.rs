@@ -46,8 +46,7 @@ impl Ledger {
 
     /// From now on the arrival of each of the first contacts is kept.
     pub(crate) fn keep_arrivals(&self, contacts: u32) {
-        self.arrivals
-            .get_or_init(|| (0..contacts).map(|_| AtomicU64::new(0)).collect());
+        self.arrivals.get_or_init(|| (0..contacts).map(|_| AtomicU64::new(0)).collect());
     }
 
     /// Nanoseconds since this ledger was made.
@@ -128,12 +127,8 @@ impl Ledger {
             }
             account.notifications.store(0, Relaxed);
         }
-        for counter in [
-            &self.repeated,
-            &self.out_of_order,
-            &self.malformed,
-            &self.highest_sequence,
-        ] {
+        for counter in [&self.repeated, &self.out_of_order, &self.malformed, &self.highest_sequence]
+        {
             counter.store(0, Relaxed);
         }
     }

@@ -34,9 +34,7 @@ pub(crate) fn start(threads: usize, ledger: &Arc<Ledger>) -> anyhow::Result<u16>
     for _ in 0..threads {
         let (sender, connections) = channel(HANDOVER);
         let ledger = ledger.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::spawn(move || runtime.block_on(serve(connections, ledger)));
         workers.push(sender);
     }

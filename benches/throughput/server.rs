@@ -53,10 +53,7 @@ impl Server {
     ) -> anyhow::Result<Self> {
         let data = directory.join("data");
         fs::create_dir_all(&data)?;
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(directory.join("log"))?;
+        let log = File::options().create(true).append(true).open(directory.join("log"))?;
         let mut command = Command::new(program);
         command
             .args(["dev", "--json", "--listen", "127.0.0.1:0", "--data-dir"])
@@ -72,9 +69,8 @@ impl Server {
             }
         }
         let began = Instant::now();
-        let child = command
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
+        let child =
+            command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
         let mut server = Self {
             child,
             welcome: Welcome::none(),
@@ -110,13 +106,7 @@ impl Server {
 
     /// Subscribes the first app, and more apps made for it, to `/0`, `/1` … of the receiver.
     pub(crate) fn subscribe(&self, subscriptions: usize, port: u16) -> anyhow::Result<()> {
-        let Welcome {
-            admin_token,
-            service_id,
-            app_id,
-            app_token,
-            ..
-        } = &self.welcome;
+        let Welcome { admin_token, service_id, app_id, app_token, .. } = &self.welcome;
         let mut apps = vec![(app_id.clone(), app_token.clone())];
         for index in 1..subscriptions {
             let path = format!("/v1/admin/services/{service_id}/apps");
@@ -170,10 +160,7 @@ impl Server {
             ensure!(status.is_success(), "{method} {path}: {status} {text}");
             Ok(serde_json::from_slice(&answer)?)
         };
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
-            .block_on(exchange)
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(exchange)
     }
 
     /// Asks the server to stop and waits until it has.
