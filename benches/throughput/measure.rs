@@ -13,7 +13,7 @@ use crate::protocol::{
     Command, Drive, Driven, Listening, MAX_SUBSCRIPTIONS, Pace, Paced, Range, Seen, Target, Work,
 };
 use crate::report::Figures;
-use crate::server::Server;
+use crate::server::{self, Server};
 
 /// How long nothing may arrive before what is missing counts as lost: longer than the first retry.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -83,6 +83,8 @@ struct Load {
     server: f64,
     driver: f64,
     receiver: f64,
+    /// The share of the machine that something else used meanwhile.
+    others: f64,
     /// At the last answer.
     memory: Memory,
 }
@@ -148,13 +150,12 @@ impl Bench {
             ("one_cpu", load.per_thousand(load.server)),
             ("one_cpu_driver", load.per_thousand(load.driver)),
             ("one_cpu_receiver", load.per_thousand(load.receiver)),
+            ("one_others", load.others * 100.0),
             ("one_rss", load.memory.resident),
             ("one_hwm", load.memory.highest),
             ("one_pss", load.memory.proportional),
             ("ready_empty_s", ready.as_secs_f64()),
         ]);
-        let created = f64::from(changed.next);
-        figures.insert("store_bytes", count(server.store_bytes()?) / created);
         let load = self.load(&server, &mut changed, Work::Life, self.times.life, 1)?;
         figures.insert("life_per_s", load.events / load.delivering);
         figures.insert("life_cpu", load.per_thousand(load.server));
@@ -162,6 +163,8 @@ impl Bench {
 
         let stopped = server.stop()?;
         figures.insert("stop_s", stopped.as_secs_f64());
+        let bytes = process::directory_bytes(&directory.join(server::DATA))?;
+        figures.insert("store_bytes", count(bytes) / count(changed.events));
         let server = Server::start(program, &directory, &self.arguments, &mut self.receiver)?;
         figures.insert("ready_after_s", server.ready.as_secs_f64());
         std::thread::sleep(AFTERMATH);
@@ -189,6 +192,7 @@ impl Bench {
             ("five_share", deliveries / load.delivering / bare * 100.0),
             ("five_drain_ms", (load.delivering - load.accepting) * 1000.0),
             ("five_cpu", load.server / deliveries * 1000.0),
+            ("five_others", load.others * 100.0),
             ("five_hwm", load.memory.highest),
             ("five_pss", load.memory.proportional),
         ]))
@@ -290,6 +294,7 @@ impl Bench {
     ) -> anyhow::Result<Load> {
         let target = server.target()?;
         let before = (process::cpu_seconds(server.pid())?, self.helpers_cpu()?);
+        let machine = process::machine_cpu_seconds()?;
         let began = Instant::now();
         let driven = self.drive(&target, work, time, changed.next)?;
         let memory = process::memory(server.pid())?;
@@ -306,7 +311,11 @@ impl Bench {
         })?;
         let delivering = began.elapsed().as_secs_f64();
         let helpers = self.helpers_cpu()?;
+        let machine = process::machine_cpu_seconds()? - machine;
         let server_cpu = process::cpu_seconds(server.pid())?;
+        let (server_cpu, driver, receiver) =
+            (server_cpu - before.0, helpers.0 - before.1.0, helpers.1 - before.1.1);
+        let others = (machine - server_cpu - driver - receiver).max(0.0);
         if seen.notifications.iter().any(|count| *count < changed.events) {
             let log = server.log();
             self.faults.push(format!(
@@ -318,9 +327,10 @@ impl Bench {
             events: count(events),
             accepting: driven.elapsed_s,
             delivering,
-            server: server_cpu - before.0,
-            driver: helpers.0 - before.1.0,
-            receiver: helpers.1 - before.1.1,
+            server: server_cpu,
+            driver,
+            receiver,
+            others: others / delivering / count(process::cores() as u64),
             memory,
         })
     }

@@ -20,6 +20,21 @@ pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     Ok((ticks(14)? + ticks(15)?) / TICKS)
 }
 
+/// CPU time that anything on the machine has used since it started, in seconds.
+pub(crate) fn machine_cpu_seconds() -> anyhow::Result<f64> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().context("empty")?;
+    // user, nice, system, idle, iowait, irq, softirq, steal; guests are in user already.
+    let mut sum = 0.0;
+    for (index, field) in line.split_ascii_whitespace().skip(1).take(8).enumerate() {
+        if ![3, 4].contains(&index) {
+            let ticks: f64 = field.parse()?;
+            sum += ticks / TICKS;
+        }
+    }
+    Ok(sum)
+}
+
 /// Memory of a process in MiB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {

@@ -15,11 +15,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::helper::Helper;
-use crate::process;
 use crate::protocol::{self, Target};
 
 /// How long an orderly stop may take.
 const STOP: Duration = Duration::from_secs(15);
+
+/// The data directory within a server's directory.
+pub(crate) const DATA: &str = "data";
 
 /// The one line that `rollcall dev --json` prints.
 #[derive(Debug, Clone, Deserialize)]
@@ -51,7 +53,7 @@ impl Server {
         arguments: &[String],
         guard: &mut Helper,
     ) -> anyhow::Result<Self> {
-        let data = directory.join("data");
+        let data = directory.join(DATA);
         fs::create_dir_all(&data)?;
         let log = File::options().create(true).append(true).open(directory.join("log"))?;
         let mut command = Command::new(program);
@@ -97,11 +99,6 @@ impl Server {
         let text = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(10)..].join("\n")
-    }
-
-    /// Bytes of the store's files.
-    pub(crate) fn store_bytes(&self) -> anyhow::Result<u64> {
-        process::directory_bytes(&self.directory.join("data"))
     }
 
     /// Subscribes the first app, and more apps made for it, to `/0`, `/1` … of the receiver.
