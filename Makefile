@@ -18,7 +18,7 @@ test: ## Run every test
 check: ## Run what a change must pass: format, lints, documentation, tests
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items --locked
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --no-deps --document-private-items --locked
 	$(MAKE) test
 
 .PHONY: bench

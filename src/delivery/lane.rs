@@ -7,7 +7,7 @@
 //! durably finished: finished (delivered or exhausted) *and* recorded by a commit. And the cursor passes an event
 //! only in a record that also says that the event is finished, or holds it.
 //!
-//! | Where an owed event is | [`Phase`] |
+//! | Where an owed event is | `Phase` |
 //! |---|---|
 //! | behind an earlier event of its contact, or behind an attempt of an earlier generation | `Queued` |
 //! | may start now | `Ready` |

@@ -1,7 +1,7 @@
 //! The staff contact: its fields, what a change to it is, and the decisions on create, edit and delete.
 //!
 //! The decisions are asked by the store's writer on the row as it is at that point of the transaction. What a
-//! value may look like stands in [`contact_rules`](super::contact_rules).
+//! value may look like stands in [`super::contact_rules`].
 
 use std::fmt;
 
