@@ -44,6 +44,9 @@ struct Options {
     /// About 15 seconds in all, for a first impression.
     #[arg(long)]
     quick: bool,
+    /// The build of `rollcall` that is measured, if not the one that Cargo has just made.
+    #[arg(long, value_name = "PROGRAM", default_value = env!("CARGO_BIN_EXE_rollcall"))]
+    program: PathBuf,
     /// Another build of `rollcall` to compare with, in turns in the same run.
     #[arg(long, value_name = "PROGRAM")]
     baseline: Option<PathBuf>,
@@ -134,7 +137,7 @@ fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
         options.server_arg.clone(),
         directory.to_owned(),
     )?;
-    let current = Path::new(env!("CARGO_BIN_EXE_rollcall"));
+    let current = options.program.as_path();
     let mut rounds = Vec::new();
     let mut baselines = Vec::new();
     let began = Instant::now();
