@@ -137,7 +137,9 @@ fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
         options.server_arg.clone(),
         directory.to_owned(),
     )?;
-    let current = options.program.as_path();
+    // Servers are started in directories of their own.
+    let current = &options.program.canonicalize()?;
+    let baseline = options.baseline.as_ref().map(|path| path.canonicalize()).transpose()?;
     let mut rounds = Vec::new();
     let mut baselines = Vec::new();
     let began = Instant::now();
@@ -148,7 +150,7 @@ fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
         progress("bare HTTP limit");
         let bare = bench.bare()?;
         let mut programs = vec![(current, "", bare.clone())];
-        if let Some(baseline) = &options.baseline {
+        if let Some(baseline) = &baseline {
             // In turns, so that neither always runs on the warmer machine.
             programs.insert((round % 2) as usize, (baseline, " (baseline)", bare));
         }
