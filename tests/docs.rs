@@ -127,17 +127,16 @@ fn decisions_are_numbered_without_gaps_and_say_everything() {
 fn commands_that_are_named_exist() {
     let mut commands = BTreeSet::new();
     for (_, text) in documents() {
-        for rest in text.split("rollcall ").skip(1) {
+        for (at, _) in text.match_indices("rollcall ") {
+            let rest = &text[at + "rollcall ".len()..];
+            let called = ["`", "$ ", "\n"].iter().any(|before| text[..at].ends_with(before));
             let is_name = |word: &&str| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
-            let mut words = rest.split([' ', '`', '\n', ',', '.', ';', '"']).take_while(is_name);
-            let before = &text[..text.len() - rest.len()];
-            let called = before.ends_with("`rollcall ") || before.ends_with("$ rollcall ");
-            if let (true, Some(first)) = (called, words.next())
-                && !first.is_empty()
-            {
-                let second = words.next().filter(|_| GROUPS.contains(&first)).unwrap_or_default();
-                commands.insert((first.to_owned(), second.to_owned()));
-            }
+            let mut words = rest.split([' ', '`', '\n']).take_while(is_name);
+            let Some(first) = words.next().filter(|first| called && !first.is_empty()) else {
+                continue;
+            };
+            let second = words.next().filter(|_| GROUPS.contains(&first)).unwrap_or_default();
+            commands.insert((first.to_owned(), second.to_owned()));
         }
     }
     assert!(commands.len() > 8, "{commands:?}");
