@@ -30,6 +30,9 @@ const REOPEN_WAIT: Duration = Duration::from_millis(200);
 /// Time between two slices of upkeep while there is work; each is about a millisecond.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// Shortest pause between two slices of upkeep: leaves most of the time to groups.
+const UPKEEP_PAUSE: Duration = Duration::from_millis(5);
+
 /// Why a command was not done.
 pub(super) enum Stop {
     /// It is refused; the group goes on.
@@ -191,7 +194,8 @@ impl Writer {
                 (Some(_), false) => CHECKPOINT_QUIET,
                 (Some(_), true) => IDLE_WAIT,
             };
-            let taken = queue.take_group(patience);
+            let upkeep_in = self.upkeep_at.since(self.clock.moment()).max(UPKEEP_PAUSE);
+            let taken = queue.take_group(patience.min(upkeep_in));
             if self.connection.is_none() {
                 self.reopen();
             }
