@@ -1,14 +1,45 @@
 //! Composition: opens the store, starts the parts, binds the listener, stops everything in order.
+//!
+//! The only place that knows all parts. Each gets what it needs and nothing else; they meet in the store and in
+//! the primitives handed out here.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::config::Settings;
+use anyhow::{Context, anyhow, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{CorsOrigins, Settings};
+use crate::delivery::engine::{self, Engine};
+use crate::delivery::lane;
+use crate::delivery::sender::{self, Sender};
+use crate::delivery::target_guard::{self, SystemResolver, TargetGuard};
+use crate::directory::Directory;
+use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::tenancy::Token;
+use crate::http::Http;
+use crate::store::Store;
+use crate::store::sqlite::Embedded;
+use crate::subscriptions::verification_limits::VerificationLimits;
+use crate::subscriptions::{self, Subscriptions};
+use crate::{api, http};
+
+/// Descriptors kept for the store, the listener's callers and everything but attempts.
+const DESCRIPTORS_KEPT: u64 = 512;
+/// Attempts in flight at most, however many descriptors there are: beyond it one machine's cores are long busy.
+const SLOTS_MAX: u64 = 8_192;
+/// Attempts in flight that are always allowed.
+const SLOTS_MIN: u64 = 16;
+/// How often a running server looks whether its writer still lives.
+const WRITER_POLL: Duration = Duration::from_secs(1);
 
 /// A server that accepts requests.
-#[derive(Debug)]
 pub struct Running {
     /// Where it listens; the real port when 0 was asked for.
     pub address: SocketAddr,
@@ -16,6 +47,18 @@ pub struct Running {
     pub data_dir: PathBuf,
     /// The admin token, only when this start made it.
     pub new_admin_token: Option<Token>,
+    embedded: Embedded,
+    engine: Arc<Engine>,
+    stop: CancellationToken,
+    connections: TaskTracker,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Opens the store, starts the engine and binds the listener.
@@ -24,18 +67,192 @@ pub struct Running {
 ///
 /// The data directory is in use or not writable, the store cannot be opened, or the address cannot be bound.
 pub async fn start(settings: Settings) -> anyhow::Result<Running> {
-    anyhow::bail!("not written yet: {settings:?}")
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", settings.listen))?;
+    let address = listener.local_addr()?;
+    let data_dir = std::path::absolute(&settings.data_dir)?;
+    let embedded = open_store(data_dir.clone(), Arc::clone(&clock)).await?;
+    let store = embedded.store.clone();
+    let new_admin_token = first_admin_token(&settings, &store).await?;
+    let epoch = count_tenancy_changes(&store);
+    let guard = Arc::new(TargetGuard::new(
+        guard_settings(&settings),
+        SystemResolver::new(),
+    ));
+    let sender_settings = sender::Settings {
+        connect_timeout: settings.connect_timeout,
+        request_timeout: settings.request_timeout,
+        proxy: None,
+    };
+    let sender = Arc::new(Sender::new(
+        &sender_settings,
+        Arc::clone(&guard),
+        Arc::clone(&clock),
+    )?);
+    let engine_settings = engine_settings(&settings)?;
+    let engine = Engine::start(
+        store.clone(),
+        Arc::clone(&sender),
+        Arc::clone(&clock),
+        engine_settings,
+    )
+    .await?;
+    let engine = Arc::new(engine);
+    let http = Http::new(
+        &http_settings(&settings),
+        Arc::clone(&store.read),
+        Arc::clone(&clock),
+        epoch,
+    );
+    let subscriptions = Subscriptions {
+        read: Arc::clone(&store.read),
+        write: store.write.clone(),
+        guard,
+        sender,
+        engine: Arc::clone(&engine),
+        clock: Arc::clone(&clock),
+        limits: VerificationLimits::new(verification_settings(&settings)),
+    };
+    let directory = Directory::new(store.write.clone());
+    let state = api::State {
+        http: Arc::new(http),
+        read: store.read,
+        directory,
+        subscriptions,
+        clock,
+    };
+    let stop = CancellationToken::new();
+    let connections = TaskTracker::new();
+    let router = api::router(Arc::new(state));
+    connections.spawn(http::listener::serve(
+        listener,
+        router,
+        stop.clone(),
+        connections.clone(),
+    ));
+    tracing::info!(address = %address, "server started");
+    Ok(Running {
+        address,
+        data_dir,
+        new_admin_token,
+        embedded,
+        engine,
+        stop,
+        connections,
+    })
+}
+
+async fn open_store(data_dir: PathBuf, clock: Arc<dyn Clock>) -> anyhow::Result<Embedded> {
+    Ok(tokio::task::spawn_blocking(move || Embedded::open(&data_dir, clock)).await??)
+}
+
+/// Makes the admin token at the very first start, unless the operator gave one.
+async fn first_admin_token(settings: &Settings, store: &Store) -> anyhow::Result<Option<Token>> {
+    if settings.admin_token.is_some() || store.read.find_admin_token().await?.is_some() {
+        return Ok(None);
+    }
+    let token = random_token(Token::ADMIN_PREFIX)?;
+    store.write.set_admin_token(token.hash()).await?;
+    Ok(Some(token))
+}
+
+fn random_token(prefix: &str) -> anyhow::Result<Token> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).map_err(|error| anyhow!("no random numbers: {error}"))?;
+    Ok(Token::from_random(prefix, random))
+}
+
+/// A count that grows with every commit that changed a service, app, token or secret.
+fn count_tenancy_changes(store: &Store) -> Arc<AtomicU64> {
+    let epoch = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&epoch);
+    store.write.queue().add_listener(Arc::new(move |commit| {
+        if commit.tenancy {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    }));
+    epoch
+}
+
+fn guard_settings(settings: &Settings) -> target_guard::Settings {
+    target_guard::Settings {
+        allow_targets: settings.allow_targets.clone(),
+        deny_targets: settings.deny_targets.clone(),
+        allow_hosts: settings.allow_hosts.clone(),
+        deny_hosts: settings.deny_hosts.clone(),
+        deny_ports: settings.deny_ports.clone(),
+        allow_http: settings.allow_http,
+    }
+}
+
+fn engine_settings(settings: &Settings) -> anyhow::Result<engine::Settings> {
+    let descriptors = raise_descriptor_limit()?;
+    let slots = (descriptors.saturating_sub(DESCRIPTORS_KEPT) / 2).clamp(SLOTS_MIN, SLOTS_MAX);
+    Ok(engine::Settings {
+        lane: lane::Settings {
+            retry_schedule: settings.retry_schedule.clone(),
+            max_in_flight: usize::try_from(settings.max_in_flight)?,
+        },
+        slots: usize::try_from(slots)?,
+    })
+}
+
+/// Each attempt and each caller is a descriptor; the customary soft limit of 1,024 is for programs that select.
+fn raise_descriptor_limit() -> anyhow::Result<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, wanted).context("cannot raise the limit of open files")?;
+    Ok(limit.maximum.unwrap_or(u64::MAX))
+}
+
+fn http_settings(settings: &Settings) -> http::Settings {
+    http::Settings {
+        requests_per_minute: settings.requests_per_minute,
+        cors_origins: match &settings.cors_origins {
+            CorsOrigins::Any => vec!["*".to_owned()],
+            CorsOrigins::List(origins) => origins.clone(),
+        },
+        admin_token: settings.admin_token.clone(),
+    }
+}
+
+fn verification_settings(settings: &Settings) -> subscriptions::Settings {
+    subscriptions::Settings {
+        verifications_per_app: settings.verifications_per_app,
+        verifications_per_host: settings.verifications_per_host,
+        verifications_total: settings.verifications_total,
+    }
 }
 
 impl Running {
     /// Stops accepting, finishes what is in flight within `grace`, records it and closes the store.
     pub async fn stop(self, grace: Duration) {
-        tokio::time::sleep(grace).await;
+        tracing::info!("server stopping");
+        self.stop.cancel();
+        self.connections.close();
+        let requests = tokio::time::timeout(grace, self.connections.wait());
+        let (requests, ()) = tokio::join!(requests, self.engine.stop(grace));
+        if requests.is_err() {
+            tracing::warn!("requests cut off at the end of the grace period");
+        }
+        let embedded = self.embedded;
+        if let Err(error) = tokio::task::spawn_blocking(move || embedded.close()).await {
+            tracing::error!(error = %error, "store not closed");
+        }
+        tracing::info!("server stopped");
     }
 
     /// Returns when the server failed by itself, with the reason.
     pub async fn failed(&self) -> anyhow::Error {
-        std::future::pending().await
+        while self.embedded.is_writing() {
+            tokio::time::sleep(WRITER_POLL).await;
+        }
+        anyhow!("the store's writer has ended")
     }
 }
 
@@ -45,5 +262,21 @@ impl Running {
 ///
 /// There is no store in the directory, or a server holds it.
 pub fn reset_admin_token(data_dir: &Path) -> anyhow::Result<Token> {
-    anyhow::bail!("not written yet: {}", data_dir.display())
+    if !Embedded::exists(data_dir) {
+        bail!("there is no Rollcall data in {}", data_dir.display());
+    }
+    let embedded = Embedded::open(data_dir, Arc::new(SystemClock::new()))?;
+    let token = random_token(Token::ADMIN_PREFIX)?;
+    let write = embedded.store.write.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let hash = token.hash();
+    // A thread of its own, because the caller may already be inside a runtime.
+    let stored = std::thread::scope(|scope| {
+        scope
+            .spawn(|| runtime.block_on(write.set_admin_token(hash)))
+            .join()
+    });
+    embedded.close();
+    stored.map_err(|_| anyhow!("the store panicked"))??;
+    Ok(token)
 }

@@ -88,7 +88,10 @@ pub(super) fn parse_idempotency_key(
     let bytes = value.as_bytes();
     let well_formed = (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&bytes.len())
         && bytes.iter().all(u8::is_ascii_graphic);
-    let key = value.to_str().ok().filter(|_| well_formed && values.next().is_none());
+    let key = value
+        .to_str()
+        .ok()
+        .filter(|_| well_formed && values.next().is_none());
     let key = key.ok_or_else(|| {
         ApiError::invalid(format!(
             "Idempotency-Key: must be one header of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters"
@@ -100,7 +103,11 @@ pub(super) fn parse_idempotency_key(
         .chain_update(head.uri.path())
         .chain_update(b"\n")
         .chain_update(body);
-    Ok(Some(IdempotencyKey { app, key: key.to_owned(), request_hash: request.finalize().into() }))
+    Ok(Some(IdempotencyKey {
+        app,
+        key: key.to_owned(),
+        request_hash: request.finalize().into(),
+    }))
 }
 
 #[cfg(test)]

@@ -3,14 +3,14 @@
 //! A handler gets a [`Call`](router::Call) whose caller is already judged; it parses the body, calls one use case
 //! and writes the answer. `docs/api.md` describes every route; a test compares it with the table.
 
-pub mod router;
-pub mod query;
-pub mod conditions;
-pub mod subscription;
-pub mod contacts;
-pub mod contact_batch;
 pub mod admin;
+pub mod conditions;
+pub mod contact_batch;
+pub mod contacts;
 pub mod health;
+pub mod query;
+pub mod router;
+pub mod subscription;
 
 use std::sync::Arc;
 

@@ -7,13 +7,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use ::http::Method;
+use ::http::request::Parts;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State as Extract};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use ::http::Method;
-use ::http::request::Parts;
 
 use crate::domain::id::ContactId;
 use crate::domain::tenancy::Scope;
@@ -98,7 +98,10 @@ pub fn router(state: Arc<State>) -> Router {
     }
     router
         .fallback(unknown_path)
-        .layer(axum::middleware::from_fn_with_state(http, request_log::around))
+        .layer(axum::middleware::from_fn_with_state(
+            http,
+            request_log::around,
+        ))
         .with_state(state)
 }
 
@@ -108,7 +111,11 @@ async fn unknown_path(request: Request) -> Response {
 
 /// Finds the row of the method; `HEAD` is answered as `GET`, whose body the listener leaves out.
 fn dispatch(of_path: &[Route], state: Arc<State>, request: Request) -> Judged {
-    let wanted = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+    let wanted = if request.method() == Method::HEAD {
+        &Method::GET
+    } else {
+        request.method()
+    };
     if let Some(route) = of_path.iter().find(|route| route.method == *wanted) {
         return (route.endpoint)(state, request);
     }
@@ -140,7 +147,10 @@ where
     let endpoint: Endpoint = Arc::new(move |state, request| {
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            let entered = state.http.enter(&head.headers, part(&head, APP_ID_PART), scope).await;
+            let entered = state
+                .http
+                .enter(&head.headers, part(&head, APP_ID_PART), scope)
+                .await;
             let (caller, answer) = match entered {
                 Ok(caller) => {
                     let call = Call { head, body };
@@ -155,7 +165,11 @@ where
             response
         })
     });
-    Route { method, path, endpoint }
+    Route {
+        method,
+        path,
+        endpoint,
+    }
 }
 
 /// A row for the administrator.
@@ -173,7 +187,11 @@ where
             }
         })
     });
-    Route { method, path, endpoint }
+    Route {
+        method,
+        path,
+        endpoint,
+    }
 }
 
 /// A row for everyone.
@@ -184,7 +202,11 @@ where
 {
     let endpoint: Endpoint =
         Arc::new(move |state, _| Box::pin(async move { handler(state).await.into_response() }));
-    Route { method, path, endpoint }
+    Route {
+        method,
+        path,
+        endpoint,
+    }
 }
 
 const SUBSCRIPTION: &str = "/v1/api/apps/{appID}/staff-contact-event-sub";
@@ -205,16 +227,56 @@ pub(super) fn routes() -> Vec<Route> {
     use Method as M;
     use Scope as S;
     vec![
-        app(M::PATCH, SUBSCRIPTION, S::Events, subscription::update_subscription),
-        app(M::GET, SUBSCRIPTION, S::Events, subscription::get_subscription),
+        app(
+            M::PATCH,
+            SUBSCRIPTION,
+            S::Events,
+            subscription::update_subscription,
+        ),
+        app(
+            M::GET,
+            SUBSCRIPTION,
+            S::Events,
+            subscription::get_subscription,
+        ),
         app(M::GET, SECRET, S::Events, subscription::get_secret),
-        app(M::GET, EVENT_HOOKS, S::Events, subscription::list_event_hooks),
-        app(M::GET, CONTACT_LIST, S::DirectoryRead, contacts::list_contacts),
-        app(M::POST, CONTACTS, S::DirectoryWrite, contacts::create_contact),
+        app(
+            M::GET,
+            EVENT_HOOKS,
+            S::Events,
+            subscription::list_event_hooks,
+        ),
+        app(
+            M::GET,
+            CONTACT_LIST,
+            S::DirectoryRead,
+            contacts::list_contacts,
+        ),
+        app(
+            M::POST,
+            CONTACTS,
+            S::DirectoryWrite,
+            contacts::create_contact,
+        ),
         app(M::GET, CONTACT, S::DirectoryRead, contacts::get_contact),
-        app(M::PATCH, CONTACT, S::DirectoryWrite, contacts::update_contact),
-        app(M::DELETE, CONTACT, S::DirectoryWrite, contacts::delete_contact),
-        app(M::POST, CONTACT_BATCH, S::DirectoryWrite, contact_batch::apply_contact_batch),
+        app(
+            M::PATCH,
+            CONTACT,
+            S::DirectoryWrite,
+            contacts::update_contact,
+        ),
+        app(
+            M::DELETE,
+            CONTACT,
+            S::DirectoryWrite,
+            contacts::delete_contact,
+        ),
+        app(
+            M::POST,
+            CONTACT_BATCH,
+            S::DirectoryWrite,
+            contact_batch::apply_contact_batch,
+        ),
         admin(M::POST, SERVICES, admin::create_service),
         admin(M::GET, SERVICES, admin::list_services),
         admin(M::DELETE, SERVICE, admin::delete_service),

@@ -18,10 +18,10 @@ use super::client::Client;
 use super::connection::AppConnection;
 use super::listen_answer::{Received, Wish, find_challenge};
 use super::listen_receiver::{PRINT_QUEUE, Receiver, accept};
-use super::listen_signature as signing;
 use super::output;
 use super::serve::{Signals, base_url};
 use crate::config::duration::parse_duration;
+use crate::delivery::signing;
 use crate::domain::clock::SystemClock;
 use crate::domain::subscription::SigningSecret;
 

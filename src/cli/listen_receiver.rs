@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::listen_answer::{Received, Verified, Wish, echo, find_challenge};
-use super::listen_signature as signing;
+use crate::delivery::signing;
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::subscription::SigningSecret;
 

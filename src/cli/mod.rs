@@ -13,7 +13,6 @@ mod dev_credentials;
 mod listen;
 mod listen_answer;
 mod listen_receiver;
-mod listen_signature;
 mod log;
 mod output;
 mod serve;

@@ -264,7 +264,7 @@ impl Engine {
         // The listener first: what is committed while the rows are read is heard, and loaded again.
         let listening = Arc::clone(&shared);
         let queue = shared.store.write.queue();
-        queue.set_listener(Arc::new(move |commit| listening.hear_commit(commit)));
+        queue.add_listener(Arc::new(move |commit| listening.hear_commit(commit)));
         load_all(&shared).await?;
         shared.tasks.spawn(run(Arc::clone(&shared)));
         Ok(Self { shared })
@@ -279,7 +279,7 @@ impl Engine {
     }
 
     /// Starts nothing any more, waits up to `grace` for what is in flight, and records it.
-    pub async fn stop(self, grace: Duration) {
+    pub async fn stop(&self, grace: Duration) {
         let lanes = self.shared.all_lanes();
         for lane in &lanes {
             lane.step(Input::Drain);

@@ -3,10 +3,10 @@
 //! Every surface comes through here, so that a change and its event are always one transaction. Nothing here knows
 //! of HTTP, and nothing here sees a delivery.
 
-pub mod create_contact;
-pub mod edit_contact;
-pub mod delete_contact;
 pub mod batch;
+pub mod create_contact;
+pub mod delete_contact;
+pub mod edit_contact;
 pub mod tenancy;
 
 use crate::store::queue::Write;

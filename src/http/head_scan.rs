@@ -120,7 +120,10 @@ impl HeadScan {
     }
 
     fn restart(&mut self) {
-        *self = Self { verdict: self.verdict, ..Self::default() };
+        *self = Self {
+            verdict: self.verdict,
+            ..Self::default()
+        };
     }
 
     fn feed_head(&mut self, byte: u8) {
@@ -154,8 +157,9 @@ impl HeadScan {
     fn feed_value(&mut self, byte: u8) {
         if self.is_length && byte.is_ascii_digit() {
             let digit = u64::from(byte - b'0');
-            self.length =
-                self.length.and_then(|length| length.checked_mul(10)?.checked_add(digit));
+            self.length = self
+                .length
+                .and_then(|length| length.checked_mul(10)?.checked_add(digit));
         }
     }
 
@@ -173,7 +177,11 @@ impl HeadScan {
 
     fn end_head(&mut self) {
         let both = self.has_length && self.has_encoding;
-        self.verdict = Some(if both { Verdict::TwoLengths } else { Verdict::Clear });
+        self.verdict = Some(if both {
+            Verdict::TwoLengths
+        } else {
+            Verdict::Clear
+        });
         self.tail = [0; 5];
         self.place = if self.has_encoding {
             Place::Body(None)
@@ -199,10 +207,19 @@ mod tests {
     #[test]
     fn both_headers_are_seen_in_any_order_case_and_cut() {
         check(&["GET / HTTP/1.1\r\nHost: a\r\n\r\n"], Verdict::Clear);
-        check(&["POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"], Verdict::Clear);
-        check(&["POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"], Verdict::Clear);
         check(
-            &["POST / HTTP/1.1\r\ncontent-LENGTH: 2\r\nTransfer-enc", "oding: chunked\r\n\r\n"],
+            &["POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"],
+            Verdict::Clear,
+        );
+        check(
+            &["POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"],
+            Verdict::Clear,
+        );
+        check(
+            &[
+                "POST / HTTP/1.1\r\ncontent-LENGTH: 2\r\nTransfer-enc",
+                "oding: chunked\r\n\r\n",
+            ],
             Verdict::TwoLengths,
         );
         check(
@@ -210,10 +227,15 @@ mod tests {
             Verdict::TwoLengths,
         );
         check(
-            &["POST /content-length: HTTP/1.1\r\nX: content-length: 1\r\ntransfer-encoding: x\r\n\r\n"],
+            &[
+                "POST /content-length: HTTP/1.1\r\nX: content-length: 1\r\ntransfer-encoding: x\r\n\r\n",
+            ],
             Verdict::Clear,
         );
-        check(&["POST / HTTP/1.1\r\nContent-Length: 2\r\n"], Verdict::Unsure);
+        check(
+            &["POST / HTTP/1.1\r\nContent-Length: 2\r\n"],
+            Verdict::Unsure,
+        );
     }
 
     #[test]

@@ -10,11 +10,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::Request;
+use ::http::header::TRANSFER_ENCODING;
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
-use ::http::Request;
-use ::http::header::TRANSFER_ENCODING;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -44,7 +44,9 @@ pub async fn serve(
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Some(Ok(place)) = stop.run_until_cancelled(Arc::clone(&places).acquire_owned()).await
+        let Some(Ok(place)) = stop
+            .run_until_cancelled(Arc::clone(&places).acquire_owned())
+            .await
         else {
             return;
         };
@@ -86,7 +88,9 @@ async fn serve_connection(socket: TcpStream, router: Router, stop: CancellationT
     let progress = socket.progress();
     let service = service_fn(move |request| answer(router.clone(), progress.clone(), request));
     let mut http = http1::Builder::new();
-    http.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX).header_read_timeout(None);
+    http.max_buf_size(BUFFER_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .header_read_timeout(None);
     let mut connection = pin!(http.serve_connection(socket, service));
     let ended = match stop.run_until_cancelled(connection.as_mut()).await {
         Some(ended) => ended,

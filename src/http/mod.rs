@@ -4,16 +4,16 @@
 //! who calls, and answers with the functions of [`envelope`]. Status codes of the API are decided here and in the
 //! surfaces, nowhere else.
 
-pub mod listener;
-pub mod connection;
-pub mod head_scan;
-pub mod request_log;
-pub mod cors;
-pub mod limits;
 pub mod auth;
 pub mod caller;
-pub mod json;
+pub mod connection;
+pub mod cors;
 pub mod envelope;
+pub mod head_scan;
+pub mod json;
+pub mod limits;
+pub mod listener;
+pub mod request_log;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

@@ -652,7 +652,7 @@ async fn concurrent_commands_share_groups(store: Store) {
     let service = service(&store).await;
     let heard: Arc<Mutex<Vec<u64>>> = Arc::default();
     let listening = Arc::clone(&heard);
-    store.write.queue().set_listener(Arc::new(move |commit| {
+    store.write.queue().add_listener(Arc::new(move |commit| {
         listening
             .lock()
             .unwrap()

@@ -14,7 +14,7 @@ use super::command::{
     Command, ContactAnswer, ContactChange, IdempotencyKey, NewApp, Reply, SubscriptionWish,
 };
 use super::rows::Record;
-use super::{CommitListener, Error};
+use super::{Commit, CommitListener, Error};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::Subscription;
@@ -97,7 +97,7 @@ struct Inner {
 pub struct Queue {
     inner: Mutex<Inner>,
     filled: Condvar,
-    listener: Mutex<Option<CommitListener>>,
+    listeners: Mutex<Vec<CommitListener>>,
 }
 
 impl std::fmt::Debug for Queue {
@@ -188,18 +188,24 @@ impl Queue {
         self.filled.notify_all();
     }
 
-    /// Who hears of commits. Set once, before the server accepts requests.
-    pub fn set_listener(&self, listener: CommitListener) {
-        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
-    }
-
-    /// The listener, when there is one.
-    #[must_use]
-    pub fn listener(&self) -> Option<CommitListener> {
-        self.listener
+    /// Adds one who hears of commits, before the server accepts requests.
+    pub fn add_listener(&self, listener: CommitListener) {
+        self.listeners
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+            .push(listener);
+    }
+
+    /// Tells everyone of a commit.
+    pub fn tell(&self, commit: &Commit) {
+        let listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for listener in listeners {
+            listener(commit);
+        }
     }
 }
 

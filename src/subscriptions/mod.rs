@@ -3,11 +3,11 @@
 //! Nothing is locked and no transaction is open while a receiver is asked; the ticket that a request takes on arrival
 //! decides which of two stores.
 
+pub mod hooks;
+pub mod secret;
+pub mod status;
 pub mod subscribe;
 pub mod verification_limits;
-pub mod status;
-pub mod secret;
-pub mod hooks;
 
 use std::sync::Arc;
 
@@ -33,7 +33,11 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { verifications_per_app: 6, verifications_per_host: 10, verifications_total: 300 }
+        Self {
+            verifications_per_app: 6,
+            verifications_per_host: 10,
+            verifications_total: 300,
+        }
     }
 }
 

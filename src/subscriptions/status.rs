@@ -1,6 +1,6 @@
 //! Where the subscription of an app stands.
 
-use crate::delivery::engine::LaneState;
+use crate::delivery::lane::LaneState;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::Enabled;
 use crate::store::Error;
@@ -49,7 +49,10 @@ impl Subscriptions {
         app: AppId,
     ) -> Result<(SubscriptionStatus, State), Error> {
         let status = self.read.get_subscription_status(service, app).await?;
-        let enabled = status.subscription.as_ref().map(|subscription| subscription.enabled);
+        let enabled = status
+            .subscription
+            .as_ref()
+            .map(|subscription| subscription.enabled);
         let state = judge_state(enabled, self.engine.lane_state(service, app));
         Ok((status, state))
     }
@@ -69,19 +72,28 @@ fn judge_state(enabled: Option<Enabled>, lane: Option<LaneState>) -> State {
 #[cfg(test)]
 mod tests {
     use super::{State, judge_state};
-    use crate::delivery::engine::LaneState;
+    use crate::delivery::lane::LaneState;
     use crate::domain::subscription::Enabled;
 
     #[test]
     fn the_wish_comes_before_the_lane() {
         assert_eq!(judge_state(None, None), State::None);
-        assert_eq!(judge_state(Some(Enabled::No), Some(LaneState::Active)), State::None);
+        assert_eq!(
+            judge_state(Some(Enabled::No), Some(LaneState::Active)),
+            State::None
+        );
         assert_eq!(
             judge_state(Some(Enabled::DisabledBySystem), Some(LaneState::Failing)),
             State::Disabled
         );
         assert_eq!(judge_state(Some(Enabled::Yes), None), State::Active);
-        assert_eq!(judge_state(Some(Enabled::Yes), Some(LaneState::Paused)), State::Paused);
-        assert_eq!(judge_state(Some(Enabled::Yes), Some(LaneState::Failing)), State::Failing);
+        assert_eq!(
+            judge_state(Some(Enabled::Yes), Some(LaneState::Paused)),
+            State::Paused
+        );
+        assert_eq!(
+            judge_state(Some(Enabled::Yes), Some(LaneState::Failing)),
+            State::Failing
+        );
     }
 }

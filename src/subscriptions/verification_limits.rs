@@ -27,7 +27,9 @@ pub struct VerificationLimits {
 
 impl fmt::Debug for VerificationLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VerificationLimits").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("VerificationLimits")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 
@@ -43,7 +45,10 @@ impl VerificationLimits {
     /// Limits with full buckets.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, buckets: Mutex::default() }
+        Self {
+            settings,
+            buckets: Mutex::default(),
+        }
     }
 
     /// Counts one challenge.
@@ -65,7 +70,9 @@ impl VerificationLimits {
         let of_host = buckets.hosts.get(&host).copied();
         let host_full = take(self.settings.verifications_per_host, of_host, now);
         let total_full = take(self.settings.verifications_total, Some(buckets.total), now);
-        let waits = [app_full, host_full, total_full].into_iter().filter_map(Result::err);
+        let waits = [app_full, host_full, total_full]
+            .into_iter()
+            .filter_map(Result::err);
         if let Some(wait) = waits.max() {
             return Err(wait);
         }
@@ -85,12 +92,23 @@ fn take(per_minute: u32, full_at: Option<Moment>, now: Moment) -> Result<Option<
     if per_minute == 0 {
         return Ok(None);
     }
-    let full_at = full_at.unwrap_or_default().max(now).plus(WINDOW / per_minute);
+    let full_at = full_at
+        .unwrap_or_default()
+        .max(now)
+        .plus(WINDOW / per_minute);
     let over = full_at.since(now.plus(WINDOW));
-    if over.is_zero() { Ok(Some(full_at)) } else { Err(over) }
+    if over.is_zero() {
+        Ok(Some(full_at))
+    } else {
+        Err(over)
+    }
 }
 
-fn put<K: Eq + Hash>(buckets: &mut HashMap<K, Moment>, key: K, full: Result<Option<Moment>, Duration>) {
+fn put<K: Eq + Hash>(
+    buckets: &mut HashMap<K, Moment>,
+    key: K,
+    full: Result<Option<Moment>, Duration>,
+) {
     if let Ok(Some(full_at)) = full {
         buckets.insert(key, full_at);
     }
@@ -125,9 +143,16 @@ mod tests {
         let now = Moment(1_000_000);
 
         assert!((0..6).all(|n| limits.check(app(1), &host(&n.to_string()), now).is_ok()));
-        assert_eq!(limits.check(app(1), &host("x"), now), Err(Duration::from_secs(10)));
+        assert_eq!(
+            limits.check(app(1), &host("x"), now),
+            Err(Duration::from_secs(10))
+        );
         assert!(limits.check(app(2), &host("x"), now).is_ok());
-        assert!(limits.check(app(1), &host("x"), now.plus(Duration::from_secs(10))).is_ok());
+        assert!(
+            limits
+                .check(app(1), &host("x"), now.plus(Duration::from_secs(10)))
+                .is_ok()
+        );
     }
 
     #[test]
@@ -136,7 +161,10 @@ mod tests {
         let now = Moment(1_000_000);
 
         assert!((0..10).all(|n| limits.check(app(n), &host("a.example"), now).is_ok()));
-        assert_eq!(limits.check(app(20), &host("a.example"), now), Err(Duration::from_secs(6)));
+        assert_eq!(
+            limits.check(app(20), &host("a.example"), now),
+            Err(Duration::from_secs(6))
+        );
         assert!(limits.check(app(20), &host("b.example"), now).is_ok());
     }
 
@@ -160,8 +188,15 @@ mod tests {
             verifications_total: 3,
         };
         let limits = VerificationLimits::new(settings);
-        let check = |n: u8| limits.check(app(n), &host(&n.to_string()), Moment(5)).is_ok();
+        let check = |n: u8| {
+            limits
+                .check(app(n), &host(&n.to_string()), Moment(5))
+                .is_ok()
+        };
 
-        assert_eq!([check(1), check(2), check(3), check(4)], [true, true, true, false]);
+        assert_eq!(
+            [check(1), check(2), check(3), check(4)],
+            [true, true, true, false]
+        );
     }
 }

@@ -94,6 +94,18 @@ impl Embedded {
         })
     }
 
+    /// Whether there is a store in this directory.
+    #[must_use]
+    pub fn exists(directory: &Path) -> bool {
+        directory.join(DATABASE_FILE).is_file()
+    }
+
+    /// Whether the writer lives.
+    #[must_use]
+    pub fn is_writing(&self) -> bool {
+        !self.writer.is_finished()
+    }
+
     /// Lets nothing more in, finishes what waits, and closes the file. Blocks until that is done.
     pub fn close(self) {
         self.queue.close();

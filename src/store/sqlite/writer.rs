@@ -244,9 +244,7 @@ impl Writer {
                     self.pool.set_broken(None);
                     tracing::info!("store writes again");
                 }
-                if let Some(listener) = self.queue.listener() {
-                    listener(&commit);
-                }
+                self.queue.tell(&commit);
                 answers.give();
                 self.services.trim();
             }
@@ -289,13 +287,11 @@ impl Writer {
             Ok(connection) => {
                 self.connection = Some(connection);
                 self.pool.resume();
-                if let Some(listener) = self.queue.listener() {
-                    listener(&Commit {
-                        reopened: true,
-                        tenancy: true,
-                        ..Commit::default()
-                    });
-                }
+                self.queue.tell(&Commit {
+                    reopened: true,
+                    tenancy: true,
+                    ..Commit::default()
+                });
                 tracing::warn!("store opened again after a failure");
             }
             Err(error) => tracing::debug!(error = %error, "store not opened again yet"),
