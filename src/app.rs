@@ -55,9 +55,7 @@ pub struct Running {
 
 impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Running")
-            .field("address", &self.address)
-            .finish_non_exhaustive()
+        f.debug_struct("Running").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -77,35 +75,35 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let store = embedded.store.clone();
     let new_admin_token = first_admin_token(&settings, &store).await?;
     let epoch = count_tenancy_changes(&store);
-    let guard = Arc::new(TargetGuard::new(
-        guard_settings(&settings),
-        SystemResolver::new(),
-    ));
+    let (router, engine) = build(&settings, store, Arc::clone(&clock), epoch).await?;
+    let stop = CancellationToken::new();
+    let connections = TaskTracker::new();
+    connections.spawn(http::listener::serve(listener, router, stop.clone(), connections.clone()));
+    tracing::info!(address = %address, "server started");
+    Ok(Running { address, data_dir, new_admin_token, embedded, engine, stop, connections })
+}
+
+/// Everything between the store and the listener.
+async fn build(
+    settings: &Settings,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    epoch: Arc<AtomicU64>,
+) -> anyhow::Result<(axum::Router, Arc<Engine>)> {
+    let guard = Arc::new(TargetGuard::new(guard_settings(settings), SystemResolver::new()));
     let sender_settings = sender::Settings {
         connect_timeout: settings.connect_timeout,
         request_timeout: settings.request_timeout,
         proxy: None,
     };
-    let sender = Arc::new(Sender::new(
-        &sender_settings,
-        Arc::clone(&guard),
-        Arc::clone(&clock),
-    )?);
-    let engine_settings = engine_settings(&settings)?;
-    let engine = Engine::start(
-        store.clone(),
-        Arc::clone(&sender),
-        Arc::clone(&clock),
-        engine_settings,
-    )
-    .await?;
+    let sender = Arc::new(Sender::new(&sender_settings, Arc::clone(&guard), Arc::clone(&clock))?);
+    let engine_settings = engine_settings(settings)?;
+    let engine =
+        Engine::start(store.clone(), Arc::clone(&sender), Arc::clone(&clock), engine_settings)
+            .await?;
     let engine = Arc::new(engine);
-    let http = Http::new(
-        &http_settings(&settings),
-        Arc::clone(&store.read),
-        Arc::clone(&clock),
-        epoch,
-    );
+    let http =
+        Http::new(&http_settings(settings), Arc::clone(&store.read), Arc::clone(&clock), epoch);
     let subscriptions = Subscriptions {
         read: Arc::clone(&store.read),
         write: store.write.clone(),
@@ -113,35 +111,12 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         sender,
         engine: Arc::clone(&engine),
         clock: Arc::clone(&clock),
-        limits: VerificationLimits::new(verification_settings(&settings)),
+        limits: VerificationLimits::new(verification_settings(settings)),
     };
     let directory = Directory::new(store.write.clone());
-    let state = api::State {
-        http: Arc::new(http),
-        read: store.read,
-        directory,
-        subscriptions,
-        clock,
-    };
-    let stop = CancellationToken::new();
-    let connections = TaskTracker::new();
-    let router = api::router(Arc::new(state));
-    connections.spawn(http::listener::serve(
-        listener,
-        router,
-        stop.clone(),
-        connections.clone(),
-    ));
-    tracing::info!(address = %address, "server started");
-    Ok(Running {
-        address,
-        data_dir,
-        new_admin_token,
-        embedded,
-        engine,
-        stop,
-        connections,
-    })
+    let state =
+        api::State { http: Arc::new(http), read: store.read, directory, subscriptions, clock };
+    Ok((api::router(Arc::new(state)), engine))
 }
 
 async fn open_store(data_dir: PathBuf, clock: Arc<dyn Clock>) -> anyhow::Result<Embedded> {
@@ -202,10 +177,7 @@ fn engine_settings(settings: &Settings) -> anyhow::Result<engine::Settings> {
 /// Each attempt and each caller is a descriptor; the customary soft limit of 1,024 is for programs that select.
 fn raise_descriptor_limit() -> anyhow::Result<u64> {
     let limit = getrlimit(Resource::Nofile);
-    let wanted = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
     setrlimit(Resource::Nofile, wanted).context("cannot raise the limit of open files")?;
     Ok(limit.maximum.unwrap_or(u64::MAX))
 }
@@ -272,9 +244,7 @@ pub fn reset_admin_token(data_dir: &Path) -> anyhow::Result<Token> {
     let hash = token.hash();
     // A thread of its own, because the caller may already be inside a runtime.
     let stored = std::thread::scope(|scope| {
-        scope
-            .spawn(|| runtime.block_on(write.set_admin_token(hash)))
-            .join()
+        scope.spawn(|| runtime.block_on(write.set_admin_token(hash))).join()
     });
     embedded.close();
     stored.map_err(|_| anyhow!("the store panicked"))??;

@@ -35,11 +35,7 @@ fn command(arguments: &str) -> Command {
 }
 
 fn run(command: &mut Command) -> (i32, String, String) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().unwrap();
+    let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
 }
@@ -71,10 +67,7 @@ fn faults_go_to_standard_error_with_exit_code_2() {
         let (code, out, err) = run(command.env("ROLLCALL_NO_SUCH", "x"));
 
         assert_eq!((code, out.as_str()), (2, ""), "{arguments}");
-        assert!(
-            err.starts_with("error: 2 faults in the configuration\n"),
-            "{err}"
-        );
+        assert!(err.starts_with("error: 2 faults in the configuration\n"), "{err}");
     }
 }
 
@@ -89,15 +82,10 @@ fn help_tells_the_exit_codes() {
 #[test]
 fn server_that_cannot_be_reached_is_exit_code_1_with_a_hint() {
     // Port 1 is reserved and nothing listens there.
-    let (code, out, err) = run(&mut command(
-        "service list --url http://127.0.0.1:1 --token x",
-    ));
+    let (code, out, err) = run(&mut command("service list --url http://127.0.0.1:1 --token x"));
 
     assert_eq!((code, out.as_str()), (1, ""));
-    assert!(
-        err.contains("is `rollcall serve` running at 127.0.0.1:1?"),
-        "{err}"
-    );
+    assert!(err.contains("is `rollcall serve` running at 127.0.0.1:1?"), "{err}");
 }
 
 #[test]
@@ -109,10 +97,7 @@ fn credentials_of_dev_go_only_to_the_server_and_app_they_belong_to() {
 
     // Exit code 1: the credentials were taken, and the server is not there.
     assert_eq!(in_dir(&dir.0, "staff list").0, 1);
-    assert_eq!(
-        in_dir(&dir.0, "staff list --app app_1 --url http://127.0.0.1:1/").0,
-        1
-    );
+    assert_eq!(in_dir(&dir.0, "staff list --app app_1 --url http://127.0.0.1:1/").0, 1);
     assert_eq!(in_dir(&dir.0, "service list").0, 1);
     // Exit code 2: they were not.
     assert_eq!(in_dir(&dir.0, "staff list --app app_2").0, 2);
@@ -130,14 +115,9 @@ fn listen_ends_in_order_on_sigterm() {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
 
-    let killed = Command::new("kill")
-        .arg(child.id().to_string())
-        .status()
-        .unwrap();
+    let killed = Command::new("kill").arg(child.id().to_string()).status().unwrap();
 
     assert!(line.starts_with("listening on http://127.0.0.1:"), "{line}");
     assert!(killed.success());

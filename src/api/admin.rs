@@ -29,10 +29,7 @@ pub(super) async fn create_service(state: Arc<State>, mut call: Call) -> Answer 
     let name = take_name(&mut body)?;
     body.refuse_unknown()?;
     let service = state.directory.create_service(name).await?;
-    Ok(success(
-        StatusCode::CREATED,
-        &service_json(&service).to_string(),
-    ))
+    Ok(success(StatusCode::CREATED, &service_json(&service).to_string()))
 }
 
 pub(super) async fn list_services(state: Arc<State>, call: Call) -> Answer {
@@ -41,20 +38,14 @@ pub(super) async fn list_services(state: Arc<State>, call: Call) -> Answer {
         Some(text) => Some(parse_service("after", text)?),
         None => None,
     };
-    let page = state
-        .read
-        .list_services(after, query.cursor_limit()?)
-        .await?;
+    let page = state.read.list_services(after, query.cursor_limit()?).await?;
     Ok(success(StatusCode::OK, &page_json(&page, service_json)))
 }
 
 pub(super) async fn delete_service(state: Arc<State>, call: Call) -> Answer {
     let service = service_of(&call)?;
     state.directory.delete_service(service).await?;
-    Ok(success(
-        StatusCode::OK,
-        &format!(r#"{{"serviceId":"{service}"}}"#),
-    ))
+    Ok(success(StatusCode::OK, &format!(r#"{{"serviceId":"{service}"}}"#)))
 }
 
 pub(super) async fn create_app(state: Arc<State>, mut call: Call) -> Answer {
@@ -77,35 +68,22 @@ pub(super) async fn list_apps(state: Arc<State>, call: Call) -> Answer {
         None => None,
     };
     let limit = query.cursor_limit()?;
-    state
-        .read
-        .find_service(service)
-        .await?
-        .ok_or(store::Error::NotFound)?;
+    state.read.find_service(service).await?.ok_or(store::Error::NotFound)?;
     let page = state.read.list_apps(service, after, limit).await?;
     Ok(success(StatusCode::OK, &page_json(&page, app_json)))
 }
 
 pub(super) async fn delete_app(state: Arc<State>, call: Call) -> Answer {
-    let (service, app) = (
-        service_of(&call)?,
-        parse_app("appID", call.part(APP_ID_PART))?,
-    );
+    let (service, app) = (service_of(&call)?, parse_app("appID", call.part(APP_ID_PART))?);
     state.directory.delete_app(service, app).await?;
     Ok(success(StatusCode::OK, &format!(r#"{{"appID":"{app}"}}"#)))
 }
 
 pub(super) async fn rotate_token(state: Arc<State>, mut call: Call) -> Answer {
-    let (service, app) = (
-        service_of(&call)?,
-        parse_app("appID", call.part(APP_ID_PART))?,
-    );
+    let (service, app) = (service_of(&call)?, parse_app("appID", call.part(APP_ID_PART))?);
     let overlap = parse_overlap(&call.body().await?)?;
     let earlier_until = state.clock.now().plus(overlap);
-    let token = state
-        .directory
-        .rotate_token(service, app, earlier_until)
-        .await?;
+    let token = state.directory.rotate_token(service, app, earlier_until).await?;
     let result = format!(r#"{{"appID":"{app}","appToken":"{}"}}"#, token.reveal());
     Ok(success(StatusCode::OK, &result))
 }
@@ -123,9 +101,7 @@ fn parse_app(name: &str, text: &str) -> Result<AppId, ApiError> {
 }
 
 fn malformed_id(name: &str, prefix: &str) -> ApiError {
-    ApiError::invalid(format!(
-        "{name}: must be {prefix}_ and 32 lower-case hexadecimal digits"
-    ))
+    ApiError::invalid(format!("{name}: must be {prefix}_ and 32 lower-case hexadecimal digits"))
 }
 
 fn take_name(body: &mut JsonObject) -> Result<String, ApiError> {
@@ -155,10 +131,7 @@ fn take_scopes(body: &mut JsonObject) -> Result<Scopes, ApiError> {
             ApiError::invalid(format!("scopes: each must be one of: {known}"))
         })?;
         if scopes.contains(&scope) {
-            return Err(ApiError::invalid(format!(
-                "scopes: {} is given twice",
-                scope.name()
-            )));
+            return Err(ApiError::invalid(format!("scopes: {} is given twice", scope.name())));
         }
         scopes.push(scope);
     }
@@ -182,9 +155,7 @@ fn parse_overlap(body: &[u8]) -> Result<Duration, ApiError> {
             .filter(|overlap| *overlap <= TOKEN_OVERLAP_DEFAULT)
             .ok_or_else(|| {
                 let longest = TOKEN_OVERLAP_DEFAULT.as_secs();
-                ApiError::invalid(format!(
-                    "overlap: must be whole seconds from 0 to {longest}"
-                ))
+                ApiError::invalid(format!("overlap: must be whole seconds from 0 to {longest}"))
             })?,
     };
     body.refuse_unknown()?;
@@ -233,11 +204,7 @@ mod tests {
         let accepted = |scopes: Value| take_scopes(&mut body(json!({"scopes": scopes}))).is_ok();
 
         assert!(accepted(json!(["events"])));
-        assert!(accepted(json!([
-            "events",
-            "directory:read",
-            "directory:write"
-        ])));
+        assert!(accepted(json!(["events", "directory:read", "directory:write"])));
         assert!(!accepted(json!([])));
         assert!(!accepted(json!(["events", "events"])));
         assert!(!accepted(json!(["admin"])));

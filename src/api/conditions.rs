@@ -88,10 +88,7 @@ pub(super) fn parse_idempotency_key(
     let bytes = value.as_bytes();
     let well_formed = (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&bytes.len())
         && bytes.iter().all(u8::is_ascii_graphic);
-    let key = value
-        .to_str()
-        .ok()
-        .filter(|_| well_formed && values.next().is_none());
+    let key = value.to_str().ok().filter(|_| well_formed && values.next().is_none());
     let key = key.ok_or_else(|| {
         ApiError::invalid(format!(
             "Idempotency-Key: must be one header of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters"
@@ -103,11 +100,7 @@ pub(super) fn parse_idempotency_key(
         .chain_update(head.uri.path())
         .chain_update(b"\n")
         .chain_update(body);
-    Ok(Some(IdempotencyKey {
-        app,
-        key: key.to_owned(),
-        request_hash: request.finalize().into(),
-    }))
+    Ok(Some(IdempotencyKey { app, key: key.to_owned(), request_hash: request.finalize().into() }))
 }
 
 #[cfg(test)]
@@ -118,13 +111,13 @@ mod tests {
     use ::http::header::IF_MATCH;
     use ::http::{HeaderMap, Request};
 
-    fn check(lines: &[&str], expected: Option<IfMatch>) {
+    fn check(lines: &[&str], expected: impl Into<Option<IfMatch>>) {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append(IF_MATCH, line.parse().unwrap());
         }
 
-        assert_eq!(parse_if_match(&headers).ok(), expected, "{lines:?}");
+        assert_eq!(parse_if_match(&headers).ok(), expected.into(), "{lines:?}");
     }
 
     #[test]

@@ -39,10 +39,7 @@ pub(super) async fn apply_contact_batch(
         .into_iter()
         .map(|item| parse_item(item).map(|change| changes.push(change)).err())
         .collect();
-    let answers = state
-        .directory
-        .change_contacts(caller.service(), changes)
-        .await?;
+    let answers = state.directory.change_contacts(caller.service(), changes).await?;
     Ok(success(StatusCode::OK, &write_items(unread, answers)))
 }
 
@@ -56,10 +53,7 @@ fn parse_item(item: Value) -> Result<ContactChange, ApiError> {
             patch: take_patch(&mut item)?,
             if_match: IfMatch::Any,
         },
-        "delete" => ContactChange::Delete {
-            id: take_id(&mut item)?,
-            if_match: IfMatch::Any,
-        },
+        "delete" => ContactChange::Delete { id: take_id(&mut item)?, if_match: IfMatch::Any },
         _ => return Err(ApiError::invalid("op: must be create, edit or delete")),
     };
     item.refuse_unknown()?;
@@ -143,18 +137,9 @@ mod tests {
         assert!(parse_item(json!({"op": "delete", "id": id})).is_ok());
         assert_eq!(message(json!(1)), "a JSON object is required");
         assert_eq!(message(json!({})), "op: is required");
-        assert_eq!(
-            message(json!({"op": "copy"})),
-            "op: must be create, edit or delete"
-        );
-        assert_eq!(
-            message(json!({"op": "edit", "id": id})),
-            "contact: is required"
-        );
-        assert_eq!(
-            message(json!({"op": "delete", "id": id, "x": 1})),
-            "x: is not a known field"
-        );
+        assert_eq!(message(json!({"op": "copy"})), "op: must be create, edit or delete");
+        assert_eq!(message(json!({"op": "edit", "id": id})), "contact: is required");
+        assert_eq!(message(json!({"op": "delete", "id": id, "x": 1})), "x: is not a known field");
         assert_eq!(
             message(json!({"op": "delete", "id": "7"})),
             "id: must be sc_ and 32 lower-case hexadecimal digits"

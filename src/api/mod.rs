@@ -1,6 +1,6 @@
 //! The JSON API: the route table, and per topic the translation between bodies and use cases.
 //!
-//! A handler gets a [`Call`](router::Call) whose caller is already judged; it parses the body, calls one use case
+//! A handler gets a `Call` whose caller is already judged; it parses the body, calls one use case
 //! and writes the answer. `docs/api.md` describes every route; a test compares it with the table.
 
 pub mod admin;
@@ -36,3 +36,6 @@ pub struct State {
     /// Wall time.
     pub clock: Arc<dyn Clock>,
 }
+
+#[cfg(test)]
+mod server_tests;

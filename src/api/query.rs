@@ -18,16 +18,10 @@ impl<'a> Query<'a> {
 
     /// The value of a parameter that is given at most once.
     pub(super) fn get(&self, name: &str) -> Result<Option<&str>, ApiError> {
-        let mut values = self
-            .0
-            .iter()
-            .filter(|(key, _)| key == name)
-            .map(|(_, value)| value);
+        let mut values = self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value);
         let value = values.next().map(AsRef::as_ref);
         if values.next().is_some() {
-            return Err(ApiError::invalid(format!(
-                "{name}: is given more than once"
-            )));
+            return Err(ApiError::invalid(format!("{name}: is given more than once")));
         }
         Ok(value)
     }
@@ -65,29 +59,17 @@ impl<'a> Query<'a> {
     /// The page size of a list by cursor, which must advance.
     pub(super) fn cursor_limit(&self) -> Result<u32, ApiError> {
         match self.limit()? {
-            0 => Err(ApiError::invalid(format!(
-                "limit: must be from 1 to {PAGE_LIMIT_MAX}"
-            ))),
+            0 => Err(ApiError::invalid(format!("limit: must be from 1 to {PAGE_LIMIT_MAX}"))),
             limit => Ok(limit),
         }
     }
 
     /// Which slice of the roll is wanted.
     pub(super) fn contacts(&self) -> Result<ContactQuery, ApiError> {
-        let offset = self
-            .number("offset")?
-            .unwrap_or(0)
-            .min(i64::MAX.unsigned_abs());
+        let offset = self.number("offset")?.unwrap_or(0).min(i64::MAX.unsigned_abs());
         let limit = self.limit()?;
-        let full_name = self
-            .get("fullName")?
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned);
-        Ok(ContactQuery {
-            offset,
-            limit,
-            full_name,
-        })
+        let full_name = self.get("fullName")?.filter(|name| !name.is_empty()).map(str::to_owned);
+        Ok(ContactQuery { offset, limit, full_name })
     }
 }
 
@@ -102,15 +84,7 @@ mod tests {
         match expected {
             Ok((offset, limit, full_name)) => {
                 let full_name = full_name.map(str::to_owned);
-                assert_eq!(
-                    judged,
-                    Ok(ContactQuery {
-                        offset,
-                        limit,
-                        full_name
-                    }),
-                    "{query}"
-                );
+                assert_eq!(judged, Ok(ContactQuery { offset, limit, full_name }), "{query}");
             }
             Err(message) => assert_eq!(judged.unwrap_err().message, message, "{query}"),
         }
@@ -119,23 +93,14 @@ mod tests {
     #[test]
     fn known_parameters_are_judged_and_others_passed_over() {
         check("", Ok((0, 50, None)));
-        check(
-            "offset=7&limit=500&fullName=Ana+N%C3%BA&x=1",
-            Ok((7, 500, Some("Ana Nú"))),
-        );
+        check("offset=7&limit=500&fullName=Ana+N%C3%BA&x=1", Ok((7, 500, Some("Ana Nú"))));
         check("limit=501", Err("exceed maximum limit 500"));
-        check(
-            "limit=99999999999999999999",
-            Err("exceed maximum limit 500"),
-        );
+        check("limit=99999999999999999999", Err("exceed maximum limit 500"));
         check("limit=0", Ok((0, 0, None)));
         check("limit=-1", Err("negative limit"));
         check("offset=-1", Err("negative offset"));
         check("offset=-0", Ok((0, 50, None)));
-        check(
-            "offset=99999999999999999999",
-            Ok((i64::MAX.unsigned_abs(), 50, None)),
-        );
+        check("offset=99999999999999999999", Ok((i64::MAX.unsigned_abs(), 50, None)));
         check("offset=", Err("offset: must be a whole number"));
         check("offset=1.5", Err("offset: must be a whole number"));
         check("limit=ten", Err("limit: must be a whole number"));

@@ -98,10 +98,7 @@ pub fn router(state: Arc<State>) -> Router {
     }
     router
         .fallback(unknown_path)
-        .layer(axum::middleware::from_fn_with_state(
-            http,
-            request_log::around,
-        ))
+        .layer(axum::middleware::from_fn_with_state(http, request_log::around))
         .with_state(state)
 }
 
@@ -111,19 +108,12 @@ async fn unknown_path(request: Request) -> Response {
 
 /// Finds the row of the method; `HEAD` is answered as `GET`, whose body the listener leaves out.
 fn dispatch(of_path: &[Route], state: Arc<State>, request: Request) -> Judged {
-    let wanted = if request.method() == Method::HEAD {
-        &Method::GET
-    } else {
-        request.method()
-    };
+    let wanted = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
     if let Some(route) = of_path.iter().find(|route| route.method == *wanted) {
         return (route.endpoint)(state, request);
     }
-    let error = ApiError::unknown_method(
-        request.method().as_str(),
-        request.uri().path(),
-        allow(of_path),
-    );
+    let error =
+        ApiError::unknown_method(request.method().as_str(), request.uri().path(), allow(of_path));
     Box::pin(std::future::ready(error.into_response()))
 }
 
@@ -147,10 +137,7 @@ where
     let endpoint: Endpoint = Arc::new(move |state, request| {
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            let entered = state
-                .http
-                .enter(&head.headers, part(&head, APP_ID_PART), scope)
-                .await;
+            let entered = state.http.enter(&head.headers, part(&head, APP_ID_PART), scope).await;
             let (caller, answer) = match entered {
                 Ok(caller) => {
                     let call = Call { head, body };
@@ -165,11 +152,7 @@ where
             response
         })
     });
-    Route {
-        method,
-        path,
-        endpoint,
-    }
+    Route { method, path, endpoint }
 }
 
 /// A row for the administrator.
@@ -187,11 +170,7 @@ where
             }
         })
     });
-    Route {
-        method,
-        path,
-        endpoint,
-    }
+    Route { method, path, endpoint }
 }
 
 /// A row for everyone.
@@ -202,11 +181,7 @@ where
 {
     let endpoint: Endpoint =
         Arc::new(move |state, _| Box::pin(async move { handler(state).await.into_response() }));
-    Route {
-        method,
-        path,
-        endpoint,
-    }
+    Route { method, path, endpoint }
 }
 
 const SUBSCRIPTION: &str = "/v1/api/apps/{appID}/staff-contact-event-sub";
@@ -227,56 +202,16 @@ pub(super) fn routes() -> Vec<Route> {
     use Method as M;
     use Scope as S;
     vec![
-        app(
-            M::PATCH,
-            SUBSCRIPTION,
-            S::Events,
-            subscription::update_subscription,
-        ),
-        app(
-            M::GET,
-            SUBSCRIPTION,
-            S::Events,
-            subscription::get_subscription,
-        ),
+        app(M::PATCH, SUBSCRIPTION, S::Events, subscription::update_subscription),
+        app(M::GET, SUBSCRIPTION, S::Events, subscription::get_subscription),
         app(M::GET, SECRET, S::Events, subscription::get_secret),
-        app(
-            M::GET,
-            EVENT_HOOKS,
-            S::Events,
-            subscription::list_event_hooks,
-        ),
-        app(
-            M::GET,
-            CONTACT_LIST,
-            S::DirectoryRead,
-            contacts::list_contacts,
-        ),
-        app(
-            M::POST,
-            CONTACTS,
-            S::DirectoryWrite,
-            contacts::create_contact,
-        ),
+        app(M::GET, EVENT_HOOKS, S::Events, subscription::list_event_hooks),
+        app(M::GET, CONTACT_LIST, S::DirectoryRead, contacts::list_contacts),
+        app(M::POST, CONTACTS, S::DirectoryWrite, contacts::create_contact),
         app(M::GET, CONTACT, S::DirectoryRead, contacts::get_contact),
-        app(
-            M::PATCH,
-            CONTACT,
-            S::DirectoryWrite,
-            contacts::update_contact,
-        ),
-        app(
-            M::DELETE,
-            CONTACT,
-            S::DirectoryWrite,
-            contacts::delete_contact,
-        ),
-        app(
-            M::POST,
-            CONTACT_BATCH,
-            S::DirectoryWrite,
-            contact_batch::apply_contact_batch,
-        ),
+        app(M::PATCH, CONTACT, S::DirectoryWrite, contacts::update_contact),
+        app(M::DELETE, CONTACT, S::DirectoryWrite, contacts::delete_contact),
+        app(M::POST, CONTACT_BATCH, S::DirectoryWrite, contact_batch::apply_contact_batch),
         admin(M::POST, SERVICES, admin::create_service),
         admin(M::GET, SERVICES, admin::list_services),
         admin(M::DELETE, SERVICE, admin::delete_service),

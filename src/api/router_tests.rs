@@ -6,10 +6,8 @@ use std::collections::BTreeSet;
 
 #[test]
 fn every_route_stands_in_the_documentation_and_no_other() {
-    let table: BTreeSet<String> = routes()
-        .iter()
-        .map(|route| format!("{} {}", route.method, route.path))
-        .collect();
+    let table: BTreeSet<String> =
+        routes().iter().map(|route| format!("{} {}", route.method, route.path)).collect();
 
     let documented: BTreeSet<String> = include_str!("../../docs/api.md")
         .lines()
@@ -25,11 +23,7 @@ fn every_route_is_there_once() {
     let mut seen = BTreeSet::new();
 
     for route in routes() {
-        assert!(
-            seen.insert((route.path, route.method.to_string())),
-            "{}",
-            route.path
-        );
+        assert!(seen.insert((route.path, route.method.to_string())), "{}", route.path);
     }
 }
 
@@ -45,21 +39,15 @@ fn ids_stand_where_handlers_look_for_them() {
         }
         if route.path.starts_with("/v1/admin/services/") {
             assert_eq!(parts[4], "{serviceId}", "{}", route.path);
-            assert!(
-                parts.get(6).is_none_or(|part| *part == "{appID}"),
-                "{}",
-                route.path
-            );
+            assert!(parts.get(6).is_none_or(|part| *part == "{appID}"), "{}", route.path);
         }
     }
 }
 
 #[test]
 fn allow_names_head_beside_get() {
-    let of_contact: Vec<_> = routes()
-        .into_iter()
-        .filter(|route| route.path.ends_with("/staff/{id}"))
-        .collect();
+    let of_contact: Vec<_> =
+        routes().into_iter().filter(|route| route.path.ends_with("/staff/{id}")).collect();
 
     assert!(of_contact.iter().any(|route| route.method == Method::PATCH));
     assert_eq!(allow(&of_contact), "GET, HEAD, PATCH, DELETE");

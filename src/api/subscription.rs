@@ -50,10 +50,7 @@ pub(super) async fn update_subscription(
         // On the heap: the future of a challenge is large, and few requests have one.
         Box::pin(state.subscriptions.subscribe(service, app, ticket, url)).await?;
     } else {
-        state
-            .subscriptions
-            .unsubscribe(service, app, ticket, url)
-            .await?;
+        state.subscriptions.unsubscribe(service, app, ticket, url).await?;
     }
     Ok(success(StatusCode::OK, &result))
 }
@@ -76,10 +73,7 @@ struct StatusBody<'a> {
 }
 
 pub(super) async fn get_subscription(state: Arc<State>, caller: Caller, _call: Call) -> Answer {
-    let (status, word) = state
-        .subscriptions
-        .status(caller.service(), caller.app())
-        .await?;
+    let (status, word) = state.subscriptions.status(caller.service(), caller.app()).await?;
     let body = status_body(&status, word);
     let text = serde_json::to_string(&body)
         .map_err(|error| ApiError::internal(format!("status not written: {error}")))?;
@@ -93,12 +87,8 @@ fn status_body(status: &SubscriptionStatus, state: SubscriptionState) -> StatusB
         enabled: is_enabled(stored),
         url: stored.map_or("", |subscription| &subscription.url),
         state: state.name(),
-        reason: stored
-            .map(|s| s.reason.as_str())
-            .filter(|reason| !reason.is_empty()),
-        verified_at: stored
-            .and_then(|subscription| subscription.verified_at)
-            .map(text),
+        reason: stored.map(|s| s.reason.as_str()).filter(|reason| !reason.is_empty()),
+        verified_at: stored.and_then(|subscription| subscription.verified_at).map(text),
         updated_at: stored.map(|subscription| subscription.updated_at).map(text),
         cursor: status.cursor,
         newest: status.newest,
@@ -114,21 +104,12 @@ fn is_enabled(stored: Option<&Subscription>) -> bool {
 }
 
 pub(super) async fn get_secret(state: Arc<State>, caller: Caller, _call: Call) -> Answer {
-    let secret = state
-        .subscriptions
-        .secret(caller.service(), caller.app())
-        .await?;
-    Ok(success(
-        StatusCode::OK,
-        &format!(r#"{{"secret":{}}}"#, json_text(&secret)),
-    ))
+    let secret = state.subscriptions.secret(caller.service(), caller.app()).await?;
+    Ok(success(StatusCode::OK, &format!(r#"{{"secret":{}}}"#, json_text(&secret))))
 }
 
 pub(super) async fn list_event_hooks(state: Arc<State>, caller: Caller, _call: Call) -> Answer {
-    let hook = state
-        .subscriptions
-        .find_hook(caller.service(), caller.app())
-        .await?;
+    let hook = state.subscriptions.find_hook(caller.service(), caller.app()).await?;
     let items = hook.map_or_else(String::new, |subscription| {
         format!(
             r#"{{"type":"{HOOK_TYPE}","enabled":{},"url":{}}}"#,
@@ -136,10 +117,7 @@ pub(super) async fn list_event_hooks(state: Arc<State>, caller: Caller, _call: C
             json_text(&subscription.url)
         )
     });
-    Ok(success(
-        StatusCode::OK,
-        &format!(r#"{{"items":[{items}]}}"#),
-    ))
+    Ok(success(StatusCode::OK, &format!(r#"{{"items":[{items}]}}"#)))
 }
 
 #[cfg(test)]

@@ -61,9 +61,7 @@ pub(super) async fn run(command: AppCommand) -> anyhow::Result<()> {
         AppCommand::Create { name, scopes, of } => {
             let body = json!({"name": name, "scopes": scopes});
             let client = of.connection.admin()?;
-            let result = client
-                .tell(Method::POST, &of.path(&[]), &body, None)
-                .await?;
+            let result = client.tell(Method::POST, &of.path(&[]), &body, None).await?;
             of.connection.show(&result, |result| {
                 format!("{}\n\nthe AppToken is shown only this once", fields(result))
             })
@@ -74,11 +72,7 @@ pub(super) async fn run(command: AppCommand) -> anyhow::Result<()> {
             of.connection.show_list(&result, &columns)
         }
         AppCommand::Delete { id, of } => {
-            let result = of
-                .connection
-                .admin()?
-                .ask(Method::DELETE, &of.path(&[&id]))
-                .await?;
+            let result = of.connection.admin()?.ask(Method::DELETE, &of.path(&[&id])).await?;
             of.connection.show(&result, |_| format!("deleted {id}"))
         }
         AppCommand::RotateToken { id, overlap, of } => {

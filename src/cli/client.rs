@@ -51,11 +51,7 @@ pub(super) struct Refused {
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let message = super::output::plain(&self.message);
-        write!(
-            f,
-            "the server refused: {message} (HTTP {}, code {})",
-            self.status, self.code
-        )?;
+        write!(f, "the server refused: {message} (HTTP {}, code {})", self.status, self.code)?;
         f.write_str(match self.status.as_u16() {
             401 => "; check --token or ROLLCALL_TOKEN",
             403 => "; check that --app and the token belong together and the token has the scope",
@@ -72,11 +68,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 impl Client {
     /// A client of the server at this base URL.
     pub(super) fn new(base: &str, token: Token) -> anyhow::Result<Self> {
-        let refused = || {
-            Usage(format!(
-                "\"{base}\" is no URL such as http://127.0.0.1:8080"
-            ))
-        };
+        let refused = || Usage(format!("\"{base}\" is no URL such as http://127.0.0.1:8080"));
         let base = Url::parse(base).map_err(|_| refused())?;
         if !matches!(base.scheme(), "http" | "https") || base.host().is_none() {
             return Err(refused().into());
@@ -152,10 +144,7 @@ impl Client {
     fn url(&self, path: &[&str], query: &[(&str, String)]) -> anyhow::Result<Url> {
         let mut url = self.base.clone();
         // The parser drops segments of dots, which would turn the path into another one.
-        if path
-            .iter()
-            .any(|segment| segment.is_empty() || *segment == "." || *segment == "..")
-        {
+        if path.iter().any(|segment| segment.is_empty() || *segment == "." || *segment == "..") {
             return Err(Usage("an identifier must not be empty or dots".to_owned()).into());
         }
         url.path_segments_mut()
@@ -181,10 +170,7 @@ impl Client {
         let mut token = HeaderValue::from_str(&format!("Bearer {}", self.token.reveal()))
             .map_err(|_| bad_token())?;
         token.set_sensitive(true);
-        let query = url
-            .query()
-            .map(|query| format!("?{query}"))
-            .unwrap_or_default();
+        let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{query}", url.path()))
@@ -216,9 +202,7 @@ fn position(next: &Value) -> Option<String> {
 
 fn authority(url: &Url) -> anyhow::Result<String> {
     let host = url.host_str().context("the URL has no host")?;
-    Ok(url
-        .port()
-        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+    Ok(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
 async fn exchange(url: &Url, request: Request<Full<Bytes>>) -> anyhow::Result<Value> {
@@ -228,12 +212,8 @@ async fn exchange(url: &Url, request: Request<Full<Bytes>>) -> anyhow::Result<Va
     let answer = async {
         let answer = sender.send_request(request).await?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
-            .collect()
-            .await;
-        let bytes = body
-            .map_err(|error| anyhow!("the answer broke off: {error}"))?
-            .to_bytes();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let bytes = body.map_err(|error| anyhow!("the answer broke off: {error}"))?.to_bytes();
         judge(url, status, &bytes)
     };
     let answer = answer.await;
@@ -265,12 +245,8 @@ async fn connect(url: &Url) -> anyhow::Result<Box<dyn Stream>> {
         Host::Ipv4(ip) => std::net::IpAddr::from(ip).into(),
         Host::Ipv6(ip) => std::net::IpAddr::from(ip).into(),
     };
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(tls))
-        .connect(name, stream)
-        .await;
-    Ok(Box::new(
-        stream.with_context(|| format!("no TLS connection to {url}"))?,
-    ))
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await;
+    Ok(Box::new(stream.with_context(|| format!("no TLS connection to {url}"))?))
 }
 
 fn judge(url: &Url, status: StatusCode, bytes: &[u8]) -> anyhow::Result<Value> {
@@ -289,12 +265,7 @@ fn judge(url: &Url, status: StatusCode, bytes: &[u8]) -> anyhow::Result<Value> {
     }
     let code = answer["code"].as_i64().with_context(foreign)?;
     let message = answer["message"].as_str().unwrap_or_default().to_owned();
-    Err(Refused {
-        status,
-        code,
-        message,
-    }
-    .into())
+    Err(Refused { status, code, message }.into())
 }
 
 #[cfg(test)]
@@ -313,27 +284,16 @@ mod tests {
     fn identifiers_stay_one_segment_of_the_path() {
         let client = client("https://h.example/base/?x#y").unwrap();
 
-        let url = client
-            .url(&["v1", "a/b?c"], &[("fullName", "a&b c".to_owned())])
-            .unwrap();
+        let url = client.url(&["v1", "a/b?c"], &[("fullName", "a&b c".to_owned())]).unwrap();
 
-        assert_eq!(
-            url.as_str(),
-            "https://h.example/base/v1/a%2Fb%3Fc?fullName=a%26b+c"
-        );
+        assert_eq!(url.as_str(), "https://h.example/base/v1/a%2Fb%3Fc?fullName=a%26b+c");
         assert!(client.url(&["v1", ".."], &[]).is_err());
         assert!(client.url(&["v1", ""], &[]).is_err());
     }
 
     #[test]
     fn only_web_urls_are_servers() {
-        for base in [
-            "",
-            "h.example",
-            "ftp://h.example",
-            "localhost:8080",
-            "http://",
-        ] {
+        for base in ["", "h.example", "ftp://h.example", "localhost:8080", "http://"] {
             assert!(client(base).is_err(), "{base}");
         }
     }

@@ -37,20 +37,13 @@ pub(super) fn run(command: ConfigCommand) -> anyhow::Result<()> {
                 |file| format!("ok ({})", file.display()),
             ))
         }
-        ConfigCommand::Show {
-            effective: false, ..
-        } => output::print(document::default_file().trim_end()),
-        ConfigCommand::Show {
-            effective: true,
-            settings,
-        } => {
+        ConfigCommand::Show { effective: false, .. } => {
+            output::print(document::default_file().trim_end())
+        }
+        ConfigCommand::Show { effective: true, settings } => {
             let loaded = load(&settings.sources(false))?;
             let row = |(name, value, source): (&'static str, String, _)| {
-                vec![
-                    name.to_owned(),
-                    format!("\"{}\"", output::plain(&value)),
-                    format!("{source}"),
-                ]
+                vec![name.to_owned(), format!("\"{}\"", output::plain(&value)), format!("{source}")]
             };
             let rows: Vec<Vec<String>> = loaded.shown.into_iter().map(row).collect();
             output::print(&table::table(&["SETTING", "VALUE", "FROM"], &rows))

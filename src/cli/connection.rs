@@ -26,12 +26,7 @@ pub(super) struct Connection {
     )]
     url: Option<String>,
     /// The token; without it the credentials in ./rollcall-data/dev.json are used, if they are there.
-    #[arg(
-        long,
-        env = "ROLLCALL_TOKEN",
-        hide_env_values = true,
-        value_name = "TOKEN"
-    )]
+    #[arg(long, env = "ROLLCALL_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
     /// Print the answer's result as JSON.
     #[arg(long)]
@@ -40,9 +35,7 @@ pub(super) struct Connection {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection")
-            .field("url", &self.url)
-            .finish_non_exhaustive()
+        f.debug_struct("Connection").field("url", &self.url).finish_non_exhaustive()
     }
 }
 
@@ -65,10 +58,7 @@ impl Connection {
         let credentials = self.credentials().ok_or_else(|| {
             Usage("no admin token: give --token or set ROLLCALL_TOKEN".to_owned())
         })?;
-        Client::new(
-            &credentials.base_url,
-            Token::from_text(credentials.admin_token),
-        )
+        Client::new(&credentials.base_url, Token::from_text(credentials.admin_token))
     }
 
     /// Prints a result: as JSON, or as `human` lays it out.
@@ -77,20 +67,14 @@ impl Connection {
         result: &Value,
         human: impl Fn(&Value) -> String,
     ) -> anyhow::Result<()> {
-        if self.json {
-            output::print_json(result)
-        } else {
-            output::print(&human(result))
-        }
+        if self.json { output::print_json(result) } else { output::print(&human(result)) }
     }
 
     /// Prints a list with these columns: heading and field.
     pub(super) fn show_list(&self, result: &Value, columns: &[(&str, &str)]) -> anyhow::Result<()> {
         let (headings, fields): (Vec<&str>, Vec<&str>) = columns.iter().copied().unzip();
         let items = items(result);
-        self.show(result, |_| {
-            table::table(&headings, &table::rows(items, &fields))
-        })
+        self.show(result, |_| table::table(&headings, &table::rows(items, &fields)))
     }
 
     fn url_or_default(&self) -> &str {
@@ -139,23 +123,17 @@ impl AppConnection {
         };
         if app.is_some_and(|app| app != credentials.app_id) {
             return Err(
-                Usage("that app is not the one in dev.json: give its --token".to_owned()).into(),
+                Usage("that app is not the one in dev.json: give its --token".to_owned()).into()
             );
         }
-        let client = Client::new(
-            &credentials.base_url,
-            Token::from_text(credentials.app_token),
-        )?;
+        let client = Client::new(&credentials.base_url, Token::from_text(credentials.app_token))?;
         Ok(Some((client, credentials.app_id)))
     }
 }
 
 /// The entries of a list, with or without the envelope of a page.
 pub(super) fn items(result: &Value) -> &[Value] {
-    result["items"]
-        .as_array()
-        .or_else(|| result.as_array())
-        .map_or(&[], Vec::as_slice)
+    result["items"].as_array().or_else(|| result.as_array()).map_or(&[], Vec::as_slice)
 }
 
 /// An option that is there and not empty; an empty variable is as good as none.

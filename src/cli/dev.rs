@@ -48,9 +48,7 @@ fn admin_token(settings: &config::Settings, kept: &DevCredentials) -> anyhow::Re
     }
     let mut random = [0; 32];
     getrandom::fill(&mut random)?;
-    Ok(Token::from_random(Token::ADMIN_PREFIX, random)
-        .reveal()
-        .to_owned())
+    Ok(Token::from_random(Token::ADMIN_PREFIX, random).reveal().to_owned())
 }
 
 async fn welcome(running: &Running, kept: &mut DevCredentials, json: bool) -> anyhow::Result<()> {
@@ -77,12 +75,7 @@ async fn still_good(kept: &DevCredentials) -> anyhow::Result<bool> {
         return Ok(false);
     }
     let client = Client::new(&kept.base_url, Token::from_text(&kept.app_token))?;
-    let answer = client
-        .ask(
-            Method::GET,
-            &["v1", "api", "apps", &kept.app_id, "event-hooks"],
-        )
-        .await;
+    let answer = client.ask(Method::GET, &["v1", "api", "apps", &kept.app_id, "event-hooks"]).await;
     let unknown = |error: &anyhow::Error| {
         error.downcast_ref::<Refused>().is_some_and(|refused| {
             [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&refused.status)
@@ -98,9 +91,7 @@ async fn still_good(kept: &DevCredentials) -> anyhow::Result<bool> {
 async fn make_demo(kept: &mut DevCredentials) -> anyhow::Result<()> {
     let admin = Client::new(&kept.base_url, Token::from_text(&kept.admin_token))?;
     let services = ["v1", "admin", "services"];
-    let service = admin
-        .tell(Method::POST, &services, &json!({"name": "Demo"}), None)
-        .await?;
+    let service = admin.tell(Method::POST, &services, &json!({"name": "Demo"}), None).await?;
     kept.service_id = text_of(&service, "serviceId")?;
     let scopes: Vec<&str> = Scopes::all().names().collect();
     let apps = ["v1", "admin", "services", &kept.service_id, "apps"];
@@ -117,14 +108,7 @@ fn text_of(answer: &Value, field: &str) -> anyhow::Result<String> {
 }
 
 fn text(kept: &DevCredentials) -> String {
-    let DevCredentials {
-        base_url,
-        admin_token,
-        service_id,
-        app_id,
-        app_token,
-        data_dir,
-    } = kept;
+    let DevCredentials { base_url, admin_token, service_id, app_id, app_token, data_dir } = kept;
     let data_dir = data_dir.display();
     format!(
         r#"rollcall dev listens on {base_url}

@@ -30,11 +30,7 @@ async fn serve(requests: Requests) -> String {
                 let answer = answer(&requests, &request);
                 async move { Ok::<_, Infallible>(answer) }
             });
-            drop(
-                http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), answer)
-                    .await,
-            );
+            drop(http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await);
         }
     });
     base_url
@@ -44,20 +40,16 @@ fn answer(requests: &Requests, request: &Request<Incoming>) -> Response<Full<Byt
     let line = format!("{} {}", request.method(), request.uri());
     let (status, body) = match line.as_str() {
         "POST /v1/admin/services" => (201, r#"{"code":201,"result":{"serviceId":"srv_1"}}"#),
-        "POST /v1/admin/services/srv_1/apps" => (
-            201,
-            r#"{"code":201,"result":{"appID":"app_1","appToken":"rct_1"}}"#,
-        ),
+        "POST /v1/admin/services/srv_1/apps" => {
+            (201, r#"{"code":201,"result":{"appID":"app_1","appToken":"rct_1"}}"#)
+        }
         _ if request.headers()["authorization"] == "Bearer rct_1" => {
             (200, r#"{"code":200,"result":{"items":[]}}"#)
         }
         _ => (401, r#"{"code":6452000,"message":"Invalid token"}"#),
     };
     requests.lock().unwrap().push(line);
-    Response::builder()
-        .status(status)
-        .body(Full::new(Bytes::from(body)))
-        .unwrap()
+    Response::builder().status(status).body(Full::new(Bytes::from(body))).unwrap()
 }
 
 fn data_dir(name: &str) -> PathBuf {
@@ -83,22 +75,13 @@ async fn first_start_makes_service_and_app_and_later_starts_reuse_them() {
     again.app_token = "rct_of_another_store".to_owned();
     prepare(&mut again).await.unwrap();
 
-    let mode = std::fs::metadata(data_dir.join("dev.json"))
-        .unwrap()
-        .permissions()
-        .mode();
+    let mode = std::fs::metadata(data_dir.join("dev.json")).unwrap().permissions().mode();
     std::fs::remove_dir_all(&data_dir).unwrap();
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(again.app_token, "rct_1");
-    let made = [
-        "POST /v1/admin/services",
-        "POST /v1/admin/services/srv_1/apps",
-    ];
+    let made = ["POST /v1/admin/services", "POST /v1/admin/services/srv_1/apps"];
     let asked = ["GET /v1/api/apps/app_1/event-hooks"];
-    assert_eq!(
-        *requests.lock().unwrap(),
-        [&made[..], &asked, &asked, &made].concat()
-    );
+    assert_eq!(*requests.lock().unwrap(), [&made[..], &asked, &asked, &made].concat());
 }
 
 #[test]

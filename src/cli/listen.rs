@@ -112,10 +112,7 @@ async fn bind(args: &ListenArgs) -> anyhow::Result<(TcpListener, SocketAddr)> {
 fn receiver(args: &ListenArgs, seen: mpsc::Sender<Received>) -> Receiver {
     Receiver {
         path: args.path.clone(),
-        wish: Wish {
-            status: args.status,
-            fail_rate: args.fail_rate,
-        },
+        wish: Wish { status: args.status, fail_rate: args.fail_rate },
         delay: args.delay,
         secret: Mutex::new(args.secret.clone().map(|secret| secret.0)),
         seen,
@@ -143,10 +140,7 @@ async fn begin(
             secret = fetch_secret(client, app) => secret?,
             _ = signals.next() => return Ok((false, true)),
         };
-        *receiver
-            .secret
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(secret);
+        *receiver.secret.lock().unwrap_or_else(PoisonError::into_inner) = Some(secret);
     }
     if args.no_subscribe {
         return Ok((false, false));
@@ -162,18 +156,8 @@ async fn begin(
 }
 
 async fn fetch_secret(client: &Client, app: &str) -> anyhow::Result<SigningSecret> {
-    let path = [
-        "v1",
-        "api",
-        "apps",
-        app,
-        "staff-contact-event-sub",
-        "secret",
-    ];
-    let answer = client
-        .ask(Method::GET, &path)
-        .await
-        .context("cannot fetch the secret")?;
+    let path = ["v1", "api", "apps", app, "staff-contact-event-sub", "secret"];
+    let answer = client.ask(Method::GET, &path).await.context("cannot fetch the secret")?;
     let secret = answer["secret"].as_str().and_then(signing::parse_secret);
     secret.context("the server's secret is not of the form whsec_…")
 }
@@ -181,10 +165,7 @@ async fn fetch_secret(client: &Client, app: &str) -> anyhow::Result<SigningSecre
 async fn set(client: &Client, app: &str, enabled: bool, url: &str) -> anyhow::Result<()> {
     let path = ["v1", "api", "apps", app, "staff-contact-event-sub"];
     let body = json!({"enabled": enabled, "url": url});
-    client
-        .tell(Method::PATCH, &path, &body, None)
-        .await
-        .map(drop)
+    client.tell(Method::PATCH, &path, &body, None).await.map(drop)
 }
 
 /// Says something that is no notification: with `--json` not on standard output.
@@ -211,21 +192,11 @@ fn parse_secret(text: &str) -> Result<Secret, String> {
 
 fn parse_path(text: &str) -> Result<String, String> {
     let good = text.starts_with('/')
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'));
-    if good {
-        Ok(text.to_owned())
-    } else {
-        Err("a path starts with / and has no query".to_owned())
-    }
+        && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'));
+    if good { Ok(text.to_owned()) } else { Err("a path starts with / and has no query".to_owned()) }
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if (0.0..=1.0).contains(&rate) {
-        Ok(rate)
-    } else {
-        Err("not within 0.0 to 1.0".to_owned())
-    }
+    if (0.0..=1.0).contains(&rate) { Ok(rate) } else { Err("not within 0.0 to 1.0".to_owned()) }
 }

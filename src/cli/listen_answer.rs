@@ -103,10 +103,7 @@ impl Received {
             part("id"),
             plain(sequence),
         );
-        if let Some(attempt) = self
-            .number("rollcall-attempt")
-            .filter(|attempt| *attempt > 1)
-        {
+        if let Some(attempt) = self.number("rollcall-attempt").filter(|attempt| *attempt > 1) {
             line.push_str(&format!("  attempt {attempt}"));
         }
         if self.answered != 200 {
@@ -183,10 +180,7 @@ mod tests {
     #[test]
     fn only_a_lone_challenge_is_a_challenge() {
         assert_eq!(find_challenge(&json!({"challenge": "abc"})), Some("abc"));
-        assert_eq!(
-            find_challenge(&json!({"challenge": "", "type": "message"})),
-            None
-        );
+        assert_eq!(find_challenge(&json!({"challenge": "", "type": "message"})), None);
         assert_eq!(find_challenge(&json!({"challenge": 1})), None);
         assert_eq!(find_challenge(&json!("challenge")), None);
     }

@@ -100,11 +100,7 @@ impl Receiver {
         let (head, body) = request.into_parts();
         let body = Limited::new(body, BODY_BYTES_MAX).collect();
         let Ok(Ok(body)) = tokio::time::timeout(BODY_TIME, body).await else {
-            return reply(
-                413,
-                "the body is too large or broke off\n".to_owned(),
-                "text/plain",
-            );
+            return reply(413, "the body is too large or broke off\n".to_owned(), "text/plain");
         };
         self.answer_body(head.headers, &body.to_bytes()).await
     }
@@ -122,13 +118,7 @@ impl Receiver {
                 self.wish.status(chance())
             }
         };
-        let seen = Received {
-            at: now.to_string(),
-            verified,
-            answered,
-            headers,
-            body,
-        };
+        let seen = Received { at: now.to_string(), verified, answered, headers, body };
         // Closed only while the program ends.
         drop(self.seen.send(seen).await);
         let text = challenge.map(|echo| echo.to_string()).unwrap_or_default();
@@ -136,20 +126,14 @@ impl Receiver {
     }
 
     fn verify(&self, headers: &HeaderMap, body: &[u8]) -> Verified {
-        let secret = self
-            .secret
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let secret = self.secret.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(secret) = secret else {
             return Verified::Unchecked;
         };
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let (Some(id), Some(timestamp), Some(signature)) = (
-            header("webhook-id"),
-            header("webhook-timestamp"),
-            header("webhook-signature"),
-        ) else {
+        let (Some(id), Some(timestamp), Some(signature)) =
+            (header("webhook-id"), header("webhook-timestamp"), header("webhook-signature"))
+        else {
             return Verified::No;
         };
         match signing::verify(&secret, id, timestamp, signature, body, self.clock.now()) {
@@ -162,9 +146,7 @@ impl Receiver {
 fn reply(status: u16, text: String, kind: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
 }
 
@@ -210,10 +192,7 @@ mod tests {
         let (seen, printed) = mpsc::channel(8);
         let receiver = Receiver {
             path: "/hook".to_owned(),
-            wish: Wish {
-                status: Some(503),
-                fail_rate: None,
-            },
+            wish: Wish { status: Some(503), fail_rate: None },
             delay: Duration::ZERO,
             secret: Mutex::new(secret.map(|text| signing::parse_secret(text).unwrap())),
             seen,
@@ -229,10 +208,7 @@ mod tests {
         let answer = post(receiver, "/hook HTTP/1.1", r#"{"challenge":"abc"}"#).await;
 
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        assert!(
-            answer.ends_with(r#"{"code":200,"result":{"challenge":"abc"}}"#),
-            "{answer}"
-        );
+        assert!(answer.ends_with(r#"{"code":200,"result":{"challenge":"abc"}}"#), "{answer}");
         assert_eq!(printed.recv().await.unwrap().verified, Verified::Unchecked);
     }
 
@@ -250,19 +226,11 @@ mod tests {
     #[tokio::test]
     async fn other_paths_and_larger_bodies_are_refused() {
         let (other, _printed) = receiver(None);
-        assert!(
-            post(other, "/ HTTP/1.1", "{}")
-                .await
-                .starts_with("HTTP/1.1 404 ")
-        );
+        assert!(post(other, "/ HTTP/1.1", "{}").await.starts_with("HTTP/1.1 404 "));
 
         let (small, mut printed) = receiver(None);
         let body = "x".repeat(super::BODY_BYTES_MAX);
-        assert!(
-            post(small, "/hook HTTP/1.1", &body)
-                .await
-                .starts_with("HTTP/1.1 503 ")
-        );
+        assert!(post(small, "/hook HTTP/1.1", &body).await.starts_with("HTTP/1.1 503 "));
         assert!(printed.recv().await.is_some());
     }
 }

@@ -92,10 +92,7 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return exit_code(error.exit_code());
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return report(&anyhow::Error::new(error).context("cannot start threads")),
     };
@@ -130,11 +127,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
     }
     output::complain(&format!("error: {error:#}"));
     let usage = error.is::<Usage>() || error.is::<Faults>();
-    if usage {
-        ExitCode::from(2)
-    } else {
-        ExitCode::from(1)
-    }
+    if usage { ExitCode::from(2) } else { ExitCode::from(1) }
 }
 
 fn exit_code(code: i32) -> ExitCode {

@@ -77,10 +77,8 @@ pub(super) fn base_url(address: SocketAddr) -> String {
 
 fn print_welcome(running: &Running, own_token: bool) -> anyhow::Result<()> {
     let url = base_url(running.address);
-    let mut text = format!(
-        "rollcall listens on {url}\ndata directory: {}",
-        running.data_dir.display()
-    );
+    let mut text =
+        format!("rollcall listens on {url}\ndata directory: {}", running.data_dir.display());
     if let Some(token) = &running.new_admin_token {
         text.push_str(&format!(
             "\n\nadmin token, shown only this once: {token}\n\nnext, make a service and an app:\n  \

@@ -38,10 +38,7 @@ pub(super) async fn run(command: ServiceCommand) -> anyhow::Result<()> {
     match command {
         ServiceCommand::Create { name, connection } => {
             let body = json!({ "name": name });
-            let result = connection
-                .admin()?
-                .tell(Method::POST, &SERVICES, &body, None)
-                .await?;
+            let result = connection.admin()?.tell(Method::POST, &SERVICES, &body, None).await?;
             connection.show(&result, fields)
         }
         ServiceCommand::List { connection } => {

@@ -18,19 +18,14 @@ pub(super) struct SettingsFlags {
 impl std::fmt::Debug for SettingsFlags {
     /// Names only: a value may be the admin token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list()
-            .entries(self.flags.iter().map(|(name, _)| name))
-            .finish()
+        f.debug_list().entries(self.flags.iter().map(|(name, _)| name)).finish()
     }
 }
 
 impl SettingsFlags {
     /// All sources of this process, with the defaults of `serve` or of `dev`.
     pub(super) fn sources(self, development: bool) -> Sources {
-        Sources {
-            development,
-            ..Sources::of_process(self.file, self.flags)
-        }
+        Sources { development, ..Sources::of_process(self.file, self.flags) }
     }
 }
 
@@ -60,10 +55,7 @@ impl Args for SettingsFlags {
             .value_parser(value_parser!(PathBuf))
             .help_heading(HEADING)
             .help(format!("The configuration file; also {CONFIG_VARIABLE}"));
-        let flags = SETTINGS
-            .iter()
-            .zip(NAMES.iter())
-            .map(|(setting, name)| flag(setting, name));
+        let flags = SETTINGS.iter().zip(NAMES.iter()).map(|(setting, name)| flag(setting, name));
         flags.fold(command.arg(file), Command::arg)
     }
 
@@ -76,31 +68,17 @@ const HEADING: &str =
     "Settings (a flag wins over ROLLCALL_… in the environment, that over the file)";
 
 /// The flags without their dashes in front, in the table's order; clap keeps references to them.
-static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
-    SETTINGS
-        .iter()
-        .map(|setting| setting.name.replace('_', "-"))
-        .collect()
-});
+static NAMES: LazyLock<Vec<String>> =
+    LazyLock::new(|| SETTINGS.iter().map(|setting| setting.name.replace('_', "-")).collect());
 
 fn flag(setting: &'static Setting, name: &'static str) -> Arg {
-    let default = if setting.default.is_empty() {
-        "empty"
-    } else {
-        setting.default
-    };
+    let default = if setting.default.is_empty() { "empty" } else { setting.default };
     let arg = Arg::new(setting.name)
         .long(name)
         .value_name(setting.kind.value_name())
         .help_heading(HEADING)
-        .help(format!(
-            "{} [default: {default}]",
-            first_sentence(setting.doc)
-        ))
-        .long_help(format!(
-            "{}\nAccepted: {}. Default: {default}.",
-            setting.doc, setting.rule
-        ));
+        .help(format!("{} [default: {default}]", first_sentence(setting.doc)))
+        .long_help(format!("{}\nAccepted: {}. Default: {default}.", setting.doc, setting.rule));
     if setting.kind == Kind::Switch {
         return arg.num_args(0..=1).default_missing_value("true");
     }
@@ -108,6 +86,5 @@ fn flag(setting: &'static Setting, name: &'static str) -> Arg {
 }
 
 fn first_sentence(doc: &str) -> &str {
-    doc.split_once(". ")
-        .map_or(doc.trim_end_matches('.'), |(first, _)| first)
+    doc.split_once(". ").map_or(doc.trim_end_matches('.'), |(first, _)| first)
 }

@@ -100,46 +100,29 @@ pub(super) async fn run(command: StaffCommand) -> anyhow::Result<()> {
         StaffCommand::List(args) => list(args).await,
         StaffCommand::Show { id, connection } => {
             let (client, app) = connection.client()?;
-            let result = client
-                .ask(Method::GET, &path(&app, &["staff", &id]))
-                .await?;
+            let result = client.ask(Method::GET, &path(&app, &["staff", &id])).await?;
             connection.connection.show(&result, fields)
         }
         StaffCommand::Create(args) => create(*args).await,
         StaffCommand::Edit(args) => edit(*args).await,
-        StaffCommand::Delete {
-            id,
-            if_match,
-            connection,
-        } => {
+        StaffCommand::Delete { id, if_match, connection } => {
             let (client, app) = connection.client()?;
             let path = path(&app, &["staff", &id]);
             let result = client.ask_if(Method::DELETE, &path, if_match).await?;
-            connection
-                .connection
-                .show(&result, |_| format!("deleted {id}"))
+            connection.connection.show(&result, |_| format!("deleted {id}"))
         }
     }
 }
 
 fn path<'a>(app: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
-    ["v1", "api", "apps", app, "contacts"]
-        .iter()
-        .chain(rest)
-        .copied()
-        .collect()
+    ["v1", "api", "apps", app, "contacts"].iter().chain(rest).copied().collect()
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
     let (client, app) = args.connection.client()?;
-    let mut query = vec![
-        ("offset", args.offset.to_string()),
-        ("limit", args.limit.to_string()),
-    ];
+    let mut query = vec![("offset", args.offset.to_string()), ("limit", args.limit.to_string())];
     query.extend(args.name.map(|name| ("fullName", name)));
-    let result = client
-        .query(&path(&app, &["staffcontact-list"]), &query)
-        .await?;
+    let result = client.query(&path(&app, &["staffcontact-list"]), &query).await?;
     let columns = [
         ("CONTACT", "id"),
         ("FIRST NAME", "firstName"),
@@ -159,9 +142,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     body.insert("lastName".to_owned(), args.last_name.into());
     body.insert("email".to_owned(), args.email.into());
     let path = path(&app, &["staff"]);
-    let result = client
-        .tell(Method::POST, &path, &Value::Object(body), None)
-        .await?;
+    let result = client.tell(Method::POST, &path, &Value::Object(body), None).await?;
     args.connection.connection.show(&result, fields)
 }
 
@@ -170,9 +151,7 @@ async fn edit(args: EditArgs) -> anyhow::Result<()> {
     let body = merge_patch(args.fields.into_object(), names, &args.unset)?;
     let (client, app) = args.connection.client()?;
     let path = path(&app, &["staff", &args.id]);
-    let result = client
-        .tell(Method::PATCH, &path, &Value::Object(body), args.if_match)
-        .await?;
+    let result = client.tell(Method::PATCH, &path, &Value::Object(body), args.if_match).await?;
     args.connection.connection.show(&result, fields)
 }
 
@@ -187,10 +166,7 @@ fn merge_patch(
         }
     }
     for field in unset {
-        if body
-            .insert(field_name(field), Value::Null)
-            .is_some_and(|before| !before.is_null())
-        {
+        if body.insert(field_name(field), Value::Null).is_some_and(|before| !before.is_null()) {
             return Err(Usage(format!("{field} is both set and unset")).into());
         }
     }
@@ -213,10 +189,7 @@ mod tests {
 
         let body = merge_patch(job(), none(), &["role".to_owned()]).unwrap();
 
-        assert_eq!(
-            Value::Object(body),
-            json!({"jobTitle": "Lead", "role": null})
-        );
+        assert_eq!(Value::Object(body), json!({"jobTitle": "Lead", "role": null}));
         assert!(merge_patch(job(), none(), &["job-title".to_owned()]).is_err());
         assert!(merge_patch(Map::new(), none(), &[]).is_err());
     }

@@ -61,28 +61,13 @@ impl StaffFields {
             ("timezone", self.timezone.map(Value::from)),
             ("avatarUrl", self.avatar_url.map(Value::from)),
             ("displayName", self.display_name.map(Value::from)),
-            (
-                "directchatEnquiry",
-                self.directchat_enquiry.map(Value::from),
-            ),
-            (
-                "directCallEnquiry",
-                self.direct_call_enquiry.map(Value::from),
-            ),
+            ("directchatEnquiry", self.directchat_enquiry.map(Value::from)),
+            ("directCallEnquiry", self.direct_call_enquiry.map(Value::from)),
             ("phone", self.phone.map(Value::from)),
             ("extensionNumber", self.extension_number.map(Value::from)),
-            (
-                "twoFactorAuthentication",
-                self.two_factor_authentication.map(Value::from),
-            ),
-            (
-                "microsoftActiveDirectory",
-                self.microsoft_active_directory.map(Value::from),
-            ),
-            (
-                "directStaffEnquiry",
-                self.direct_staff_enquiry.map(Value::from),
-            ),
+            ("twoFactorAuthentication", self.two_factor_authentication.map(Value::from)),
+            ("microsoftActiveDirectory", self.microsoft_active_directory.map(Value::from)),
+            ("directStaffEnquiry", self.direct_staff_enquiry.map(Value::from)),
         ];
         let given = |(name, value): (&str, Option<Value>)| Some((name.to_owned(), value?));
         fields.into_iter().filter_map(given).collect()
@@ -110,10 +95,7 @@ mod tests {
 
     #[test]
     fn only_given_fields_are_sent_and_names_are_those_of_the_api() {
-        let fields = StaffFields {
-            direct_staff_enquiry: Some(false),
-            ..StaffFields::default()
-        };
+        let fields = StaffFields { direct_staff_enquiry: Some(false), ..StaffFields::default() };
 
         assert_eq!(
             serde_json::Value::Object(fields.into_object()).to_string(),

@@ -36,11 +36,7 @@ pub(super) async fn run(command: SubscriptionCommand) -> anyhow::Result<()> {
             let result = client.ask(Method::GET, &path(&app)).await?;
             connection.connection.show(&result, fields)
         }
-        SubscriptionCommand::Set {
-            target,
-            enabled,
-            connection,
-        } => {
+        SubscriptionCommand::Set { target, enabled, connection } => {
             let (client, app) = connection.client()?;
             let body = json!({"enabled": enabled, "url": target});
             let result = client.tell(Method::PATCH, &path(&app), &body, None).await?;

@@ -7,25 +7,17 @@ use super::output::plain;
 /// Lays out rows below their headings.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
-        let cells = rows
-            .iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count());
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([headings[column].len()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..headings.len()).map(width).collect();
     let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let cells: Vec<String> = cells
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
+        let cells: Vec<String> =
+            cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         cells.join("  ").trim_end().to_owned()
     };
     let mut lines = vec![line(&mut headings.iter().copied())];
-    lines.extend(
-        rows.iter()
-            .map(|row| line(&mut row.iter().map(String::as_str))),
-    );
+    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
     lines.join("\n")
 }
 
@@ -34,11 +26,7 @@ pub(super) fn fields(object: &Value) -> String {
     let Some(object) = object.as_object() else {
         return cell(object);
     };
-    let width = object
-        .keys()
-        .map(|key| key.chars().count())
-        .max()
-        .unwrap_or(0);
+    let width = object.keys().map(|key| key.chars().count()).max().unwrap_or(0);
     let line = |(key, value): (&String, &Value)| format!("{:<width$}  {}", plain(key), cell(value));
     object.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -67,10 +55,7 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_control_characters_are_replaced() {
-        let items = [
-            json!({"id": "1", "name": "A\u{1b}[2J"}),
-            json!({"id": "22", "n": 1}),
-        ];
+        let items = [json!({"id": "1", "name": "A\u{1b}[2J"}), json!({"id": "22", "n": 1})];
 
         let text = table(&["ID", "NAME"], &rows(&items, &["id", "name"]));
 

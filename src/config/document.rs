@@ -20,11 +20,7 @@ pub fn default_file() -> String {
         for line in wrapped(&format!("{} Accepted: {}.", setting.doc, setting.rule)) {
             text.push_str(&format!("# {line}\n"));
         }
-        text.push_str(&format!(
-            "#{} = {}\n",
-            setting.name,
-            in_file(setting, setting.default)
-        ));
+        text.push_str(&format!("#{} = {}\n", setting.name, in_file(setting, setting.default)));
     }
     text
 }
@@ -64,41 +60,23 @@ This page is made by `rollcall config docs`; a test compares the two.
 ";
 
 fn describe(setting: &Setting) -> String {
-    let Setting {
-        name,
-        doc,
-        rule,
-        example,
-        ..
-    } = setting;
+    let Setting { name, doc, rule, example, .. } = setting;
     let mut text = format!("\n### `{name}`\n\n{doc}\n\n* Accepted: {rule}.\n");
     text.push_str(&format!("* Default: {}.\n", quoted(setting.default)));
     if let Some(value) = setting.development {
-        text.push_str(&format!(
-            "* Default of `rollcall dev`: {}.\n",
-            quoted(value)
-        ));
+        text.push_str(&format!("* Default of `rollcall dev`: {}.\n", quoted(value)));
     }
     // The example of a token is a description; nobody should copy a token from a page.
     if *name != "admin_token" {
-        text.push_str(&format!(
-            "* In the file: `{name} = {}`.\n",
-            in_file(setting, example)
-        ));
+        text.push_str(&format!("* In the file: `{name} = {}`.\n", in_file(setting, example)));
     }
     let (variable, flag) = (setting.variable(), setting.flag());
-    text.push_str(&format!(
-        "* In the environment: `{variable}`. As a flag: `{flag}`.\n"
-    ));
+    text.push_str(&format!("* In the environment: `{variable}`. As a flag: `{flag}`.\n"));
     text
 }
 
 fn quoted(value: &str) -> String {
-    if value.is_empty() {
-        "empty".to_owned()
-    } else {
-        format!("`{value}`")
-    }
+    if value.is_empty() { "empty".to_owned() } else { format!("`{value}`") }
 }
 
 /// The value in TOML. Values of the table hold no character that TOML would have escaped.

@@ -16,11 +16,7 @@ impl Fault {
     /// A value that breaks the setting's rule; `why` names the part that does, and may be empty.
     #[must_use]
     pub fn value(setting: &Setting, source: &Source, value: &str, why: &str) -> Self {
-        let why = if why.is_empty() {
-            String::new()
-        } else {
-            format!(" ({why})")
-        };
+        let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
         Self(format!(
             "{} from {source}: \"{}\" is refused{why}; accepted: {}; for example: {}",
             setting.name,

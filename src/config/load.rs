@@ -104,12 +104,9 @@ impl Settings {
 }
 
 fn built_in(development: bool) -> Settings {
-    load(&Sources {
-        development,
-        ..Sources::default()
-    })
-    .expect("the defaults of the table keep its rules, as a test shows")
-    .settings
+    load(&Sources { development, ..Sources::default() })
+        .expect("the defaults of the table keep its rules, as a test shows")
+        .settings
 }
 
 /// A valid configuration and where each part of it came from.
@@ -129,18 +126,12 @@ pub struct Loaded {
 ///
 /// All faults of all sources together.
 pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
-    let mut reader = Reader {
-        raw: collect(sources),
-    };
+    let mut reader = Reader { raw: collect(sources) };
     let settings = reader.read_all();
     reader.judge_timeouts(&settings);
     let shown = reader.shown();
     if reader.raw.faults.is_empty() {
-        return Ok(Loaded {
-            settings,
-            shown,
-            file: sources.config_file(),
-        });
+        return Ok(Loaded { settings, shown, file: sources.config_file() });
     }
     Err(Faults(reader.raw.faults))
 }
@@ -161,9 +152,7 @@ impl Reader {
             deny_targets: self.read("deny_targets", |text| parse::list(text, parse::network)),
             allow_hosts: self.read("allow_hosts", |text| parse::list(text, parse::host)),
             deny_hosts: self.read("deny_hosts", |text| parse::list(text, parse::host)),
-            deny_ports: self.read("deny_ports", |text| {
-                parse::list(text, |port| port.parse().ok())
-            }),
+            deny_ports: self.read("deny_ports", |text| parse::list(text, |port| port.parse().ok())),
             allow_http: self.read("allow_http", parse::simple),
             requests_per_minute: self.read("requests_per_minute", |t| parse::number(t, &limit)),
             verifications_per_app: self.read("verifications_per_app", |t| parse::number(t, &limit)),
@@ -237,11 +226,7 @@ impl Reader {
     fn shown(&self) -> Vec<(&'static str, String, Source)> {
         let shown = |setting: &'static super::table::Setting| {
             let written = &self.raw.values[setting.name];
-            (
-                setting.name,
-                setting.shown(&written.text),
-                written.source.clone(),
-            )
+            (setting.name, setting.shown(&written.text), written.source.clone())
         };
         SETTINGS.iter().map(shown).collect()
     }

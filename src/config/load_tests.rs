@@ -20,10 +20,7 @@ impl TestFile {
     fn new(name: &str, text: &str) -> Self {
         let path =
             std::env::temp_dir().join(format!("rollcall-config-{}-{name}", std::process::id()));
-        std::fs::File::create(&path)
-            .unwrap()
-            .write_all(text.as_bytes())
-            .unwrap();
+        std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
         Self(path)
     }
 }
@@ -35,48 +32,27 @@ impl Drop for TestFile {
 }
 
 fn environment(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
-    variables
-        .iter()
-        .map(|(name, value)| (name.into(), value.into()))
-        .collect()
+    variables.iter().map(|(name, value)| (name.into(), value.into())).collect()
 }
 
 fn with_flags(flags: &[(&'static str, &str)]) -> Result<Loaded, Faults> {
-    let flags = flags
-        .iter()
-        .map(|(name, value)| (*name, (*value).to_owned()))
-        .collect();
-    load(&Sources {
-        flags,
-        ..Sources::default()
-    })
+    let flags = flags.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    load(&Sources { flags, ..Sources::default() })
 }
 
 fn with_environment(variables: &[(&str, &str)]) -> Result<Loaded, Faults> {
-    load(&Sources {
-        environment: environment(variables),
-        ..Sources::default()
-    })
+    load(&Sources { environment: environment(variables), ..Sources::default() })
 }
 
 fn check(name: &'static str, accepted: &[&str], refused: &[&str]) {
     for value in accepted {
         let flags = [(name, *value), ("request_timeout", "5m")];
-        let flags = if name == "request_timeout" {
-            &flags[..1]
-        } else {
-            &flags[..]
-        };
+        let flags = if name == "request_timeout" { &flags[..1] } else { &flags[..] };
         with_flags(flags).unwrap_or_else(|faults| panic!("{name} = {value}: {faults}"));
     }
     for value in refused {
         let faults = with_flags(&[(name, value)]).expect_err(&format!("{name} = {value}"));
-        assert!(
-            faults
-                .to_string()
-                .contains(&format!("{name} from the flag --")),
-            "{faults}"
-        );
+        assert!(faults.to_string().contains(&format!("{name} from the flag --")), "{faults}");
     }
 }
 
@@ -105,33 +81,16 @@ fn later_sources_win() {
     assert_eq!(loaded.settings.deny_ports, [] as [u16; 0]);
     assert_eq!(loaded.settings.log, "warn");
     assert!(loaded.settings.allow_http);
-    let source = |name| {
-        loaded
-            .shown
-            .iter()
-            .find(|shown| shown.0 == name)
-            .unwrap()
-            .2
-            .clone()
-    };
-    assert_eq!(
-        source("max_in_flight"),
-        Source::Flag("--max-in-flight".to_owned())
-    );
-    assert_eq!(
-        source("deny_ports"),
-        Source::Variable("ROLLCALL_DENY_PORTS".to_owned())
-    );
+    let source = |name| loaded.shown.iter().find(|shown| shown.0 == name).unwrap().2.clone();
+    assert_eq!(source("max_in_flight"), Source::Flag("--max-in-flight".to_owned()));
+    assert_eq!(source("deny_ports"), Source::Variable("ROLLCALL_DENY_PORTS".to_owned()));
     assert_eq!(source("log"), Source::File(file.0.clone()));
     assert_eq!(source("listen"), Source::Default);
 }
 
 #[test]
 fn all_faults_are_reported_together_and_name_key_source_value_rule_and_example() {
-    let file = TestFile::new(
-        "faults",
-        "max_inflight = 1\nlog = 3\nadmin_token = \"short-secret\"",
-    );
+    let file = TestFile::new("faults", "max_inflight = 1\nlog = 3\nadmin_token = \"short-secret\"");
     let sources = Sources {
         environment: environment(&[
             ("ROLLCALL_CONFIG", file.0.to_str().unwrap()),
@@ -142,10 +101,7 @@ fn all_faults_are_reported_together_and_name_key_source_value_rule_and_example()
             ("ROLLCALL_PORT_8080_TCP_ADDR", "10.1.2.3"),
             ("ROLLCALL_PORT", "tcp://10.1.2.3:8080"),
         ]),
-        flags: vec![
-            ("listen", "localhost".to_owned()),
-            ("connect_timeout", "20s".to_owned()),
-        ],
+        flags: vec![("listen", "localhost".to_owned()), ("connect_timeout", "20s".to_owned())],
         ..Sources::default()
     };
 
@@ -181,46 +137,18 @@ fn values_at_their_limits_are_accepted_and_their_neighbours_refused() {
     check(
         "retry_schedule",
         &["1s", "7d", "1s, 2s", &format!("{day}1s")],
-        &[
-            "999ms",
-            "8d",
-            "604801s",
-            "",
-            &format!("{day}1s,1s"),
-            "1s,,2s",
-            "99999999999999999999d",
-        ],
+        &["999ms", "8d", "604801s", "", &format!("{day}1s,1s"), "1s,,2s", "99999999999999999999d"],
     );
     check("max_in_flight", &["1", "256"], &["0", "257", "-1", "x"]);
     check("requests_per_minute", &["0", "1000000"], &["1000001", ""]);
     check("deny_ports", &["", "0,65535"], &["65536", "22,,25"]);
-    check(
-        "allow_targets",
-        &["", "10.0.0.1", "::/0"],
-        &["10.0.0.0/33", "example.com"],
-    );
-    check(
-        "allow_hosts",
-        &["a.example", ""],
-        &[".example", "*.example", "a..b", "über.example"],
-    );
+    check("allow_targets", &["", "10.0.0.1", "::/0"], &["10.0.0.0/33", "example.com"]);
+    check("allow_hosts", &["a.example", ""], &[".example", "*.example", "a..b", "über.example"]);
     check("allow_http", &["true", "false"], &["yes", "1", ""]);
-    check(
-        "listen",
-        &["[::1]:0", "0.0.0.0:65535"],
-        &["0.0.0.0", "0.0.0.0:65536", ""],
-    );
-    check(
-        "store",
-        &["embedded"],
-        &["sqlite", "postgres://u:p@h/d", ""],
-    );
+    check("listen", &["[::1]:0", "0.0.0.0:65535"], &["0.0.0.0", "0.0.0.0:65536", ""]);
+    check("store", &["embedded"], &["sqlite", "postgres://u:p@h/d", ""]);
     check("data_dir", &["x"], &[""]);
-    check(
-        "admin_token",
-        &["", TOKEN],
-        &[&TOKEN[1..], &format!("{TOKEN} "), &format!("{TOKEN}é")],
-    );
+    check("admin_token", &["", TOKEN], &[&TOKEN[1..], &format!("{TOKEN} "), &format!("{TOKEN}é")]);
     check(
         "cors_origins",
         &["", "*", "https://a.example,http://b.example:3000"],
@@ -232,26 +160,17 @@ fn values_at_their_limits_are_accepted_and_their_neighbours_refused() {
             "null",
         ],
     );
-    check(
-        "log",
-        &["off", "info,rollcall=debug"],
-        &["", "rollcall=loud"],
-    );
+    check("log", &["off", "info,rollcall=debug"], &["", "rollcall=loud"]);
     check("log_format", &["text", "json"], &["TEXT", ""]);
 }
 
 #[test]
 fn secrets_are_never_shown() {
     let loaded = with_environment(&[("ROLLCALL_ADMIN_TOKEN", TOKEN)]).unwrap();
-    assert_eq!(
-        loaded.settings.admin_token.as_ref().unwrap().reveal(),
-        TOKEN
-    );
+    assert_eq!(loaded.settings.admin_token.as_ref().unwrap().reveal(), TOKEN);
     assert!(!format!("{loaded:?}").contains(TOKEN));
 
-    let faults = with_flags(&[("store", "postgres://me:pass@host/db")])
-        .unwrap_err()
-        .to_string();
+    let faults = with_flags(&[("store", "postgres://me:pass@host/db")]).unwrap_err().to_string();
     assert!(!faults.contains("pass"), "{faults}");
     assert!(faults.contains("PostgreSQL is planned"), "{faults}");
 }
@@ -273,22 +192,11 @@ fn defaults_of_dev_are_local_and_unlimited_and_can_be_overridden() {
     let settings = Settings::for_development();
     assert_eq!(settings.allow_targets.len(), 2);
     assert!(settings.allow_http);
-    assert_eq!(
-        settings.requests_per_minute + settings.verifications_per_app,
-        0
-    );
-    assert_eq!(
-        settings.verifications_per_host + settings.verifications_total,
-        0
-    );
+    assert_eq!(settings.requests_per_minute + settings.verifications_per_app, 0);
+    assert_eq!(settings.verifications_per_host + settings.verifications_total, 0);
 
     let environment = environment(&[("ROLLCALL_ALLOW_HTTP", "false")]);
-    let loaded = load(&Sources {
-        environment,
-        development: true,
-        ..Sources::default()
-    })
-    .unwrap();
+    let loaded = load(&Sources { environment, development: true, ..Sources::default() }).unwrap();
     assert!(!loaded.settings.allow_http);
 }
 
@@ -297,10 +205,7 @@ fn defaults_of_serve_are_those_of_the_contract() {
     let settings = Settings::default();
 
     assert_eq!(settings.listen.to_string(), "127.0.0.1:8080");
-    assert_eq!(
-        settings.deny_ports,
-        [0, 22, 25, 2375, 5432, 6379, 9200, 11211]
-    );
+    assert_eq!(settings.deny_ports, [0, 22, 25, 2375, 5432, 6379, 9200, 11211]);
     assert_eq!(settings.retry_schedule.len(), 11);
     assert_eq!(settings.retry_schedule[2], Duration::from_secs(120));
     assert_eq!(settings.cors_origins, CorsOrigins::List(Vec::new()));
@@ -311,16 +216,9 @@ fn defaults_of_serve_are_those_of_the_contract() {
 
 #[test]
 fn file_that_cannot_be_read_is_a_fault() {
-    let broken = TestFile::new(
-        "broken",
-        "listen = \"127.0.0.1:1\"\nadmin_token = \"hunter2",
-    );
+    let broken = TestFile::new("broken", "listen = \"127.0.0.1:1\"\nadmin_token = \"hunter2");
     for path in [broken.0.clone(), PathBuf::from("/nowhere/rollcall.toml")] {
-        let faults = load(&Sources {
-            file: Some(path),
-            ..Sources::default()
-        })
-        .unwrap_err();
+        let faults = load(&Sources { file: Some(path), ..Sources::default() }).unwrap_err();
         assert!(!faults.to_string().contains("hunter2"), "{faults}");
     }
 }
@@ -336,30 +234,15 @@ fn default_file_holds_every_setting_at_its_default() {
     assert_eq!(uncommented.len(), SETTINGS.len());
     let file = TestFile::new("defaults", &uncommented.join("\n"));
 
-    let loaded = load(&Sources {
-        file: Some(file.0.clone()),
-        ..Sources::default()
-    })
-    .unwrap();
+    let loaded = load(&Sources { file: Some(file.0.clone()), ..Sources::default() }).unwrap();
 
-    assert_eq!(
-        format!("{:?}", loaded.settings),
-        format!("{:?}", Settings::default())
-    );
-    assert!(
-        loaded
-            .shown
-            .iter()
-            .all(|shown| matches!(shown.2, Source::File(_)))
-    );
+    assert_eq!(format!("{:?}", loaded.settings), format!("{:?}", Settings::default()));
+    assert!(loaded.shown.iter().all(|shown| matches!(shown.2, Source::File(_))));
 }
 
 #[test]
 fn examples_of_the_table_are_accepted() {
-    for setting in SETTINGS
-        .iter()
-        .filter(|setting| !setting.name.starts_with("admin_token"))
-    {
+    for setting in SETTINGS.iter().filter(|setting| !setting.name.starts_with("admin_token")) {
         check(setting.name, &[setting.example], &[]);
     }
 }
@@ -368,8 +251,5 @@ fn examples_of_the_table_are_accepted() {
 fn page_on_configuration_is_up_to_date() {
     let page = include_str!("../../docs/configuration.md");
 
-    assert!(
-        page == document::markdown(),
-        "run: rollcall config docs > docs/configuration.md"
-    );
+    assert!(page == document::markdown(), "run: rollcall config docs > docs/configuration.md");
 }

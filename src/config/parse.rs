@@ -39,13 +39,7 @@ pub(super) fn simple<T: FromStr>(text: &str) -> Parsed<T> {
 
 /// A number within a range.
 pub(super) fn number(text: &str, range: &RangeInclusive<u32>) -> Parsed<u32> {
-    simple::<u32>(text).and_then(|n| {
-        if range.contains(&n) {
-            Ok(n)
-        } else {
-            Err(String::new())
-        }
-    })
+    simple::<u32>(text).and_then(|n| if range.contains(&n) { Ok(n) } else { Err(String::new()) })
 }
 
 /// A path that must be there.
@@ -110,9 +104,7 @@ pub(super) fn network(text: &str) -> Option<IpNet> {
 pub(super) fn host(text: &str) -> Option<String> {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     (text.len() <= 253 && text.split('.').all(label)).then(|| text.to_ascii_lowercase())
 }
@@ -134,18 +126,12 @@ fn origin(text: &str) -> Option<String> {
 
 /// A duration from ten milliseconds to `most` seconds.
 pub(super) fn timeout(text: &str, most: u64) -> Parsed<Duration> {
-    parse_within(
-        text.trim(),
-        Duration::from_millis(10),
-        Duration::from_secs(most),
-    )
+    parse_within(text.trim(), Duration::from_millis(10), Duration::from_secs(most))
 }
 
 /// The waits between attempts.
 pub(super) fn retry_schedule(text: &str) -> Parsed<Vec<Duration>> {
-    let steps = list(text, |part| {
-        parse_within(part, RETRY_WAIT_MIN, RETRY_WAIT_MAX).ok()
-    })?;
+    let steps = list(text, |part| parse_within(part, RETRY_WAIT_MIN, RETRY_WAIT_MAX).ok())?;
     if RETRY_STEPS.contains(&steps.len()) {
         return Ok(steps);
     }
@@ -156,11 +142,7 @@ pub(super) fn retry_schedule(text: &str) -> Parsed<Vec<Duration>> {
 pub(super) fn log_filter(text: &str) -> Parsed<String> {
     let why = |error: tracing_subscriber::filter::ParseError| error.to_string();
     EnvFilter::builder().parse(text).map_err(why)?;
-    if text.trim().is_empty() {
-        Err(String::new())
-    } else {
-        Ok(text.trim().to_owned())
-    }
+    if text.trim().is_empty() { Err(String::new()) } else { Ok(text.trim().to_owned()) }
 }
 
 /// The form of log lines.

@@ -37,24 +37,14 @@ impl Sources {
     /// The sources of this process: its environment and these flags.
     #[must_use]
     pub fn of_process(file: Option<PathBuf>, flags: Vec<(&'static str, String)>) -> Self {
-        Self {
-            file,
-            environment: std::env::vars_os().collect(),
-            flags,
-            development: false,
-        }
+        Self { file, environment: std::env::vars_os().collect(), flags, development: false }
     }
 
     /// The configuration file, if one is named.
     #[must_use]
     pub fn config_file(&self) -> Option<PathBuf> {
         let named = |(name, _): &&(OsString, OsString)| name == CONFIG_VARIABLE;
-        let variable = || {
-            self.environment
-                .iter()
-                .find(named)
-                .map(|(_, path)| PathBuf::from(path))
-        };
+        let variable = || self.environment.iter().find(named).map(|(_, path)| PathBuf::from(path));
         let path = self.file.clone().or_else(variable)?;
         (!path.as_os_str().is_empty()).then_some(path)
     }
@@ -107,10 +97,7 @@ pub struct Raw {
 /// Collects the texts of all sources.
 #[must_use]
 pub fn collect(sources: &Sources) -> Raw {
-    let mut raw = Raw {
-        values: defaults(sources.development),
-        faults: Vec::new(),
-    };
+    let mut raw = Raw { values: defaults(sources.development), faults: Vec::new() };
     if let Some(path) = sources.config_file() {
         raw.add_file(&path);
     }
@@ -127,19 +114,10 @@ pub fn collect(sources: &Sources) -> Raw {
 
 fn defaults(development: bool) -> BTreeMap<&'static str, Written> {
     let written = |setting: &'static Setting| match setting.development {
-        Some(text) if development => Written {
-            text: text.to_owned(),
-            source: Source::Development,
-        },
-        _ => Written {
-            text: setting.default.to_owned(),
-            source: Source::Default,
-        },
+        Some(text) if development => Written { text: text.to_owned(), source: Source::Development },
+        _ => Written { text: setting.default.to_owned(), source: Source::Default },
     };
-    SETTINGS
-        .iter()
-        .map(|setting| (setting.name, written(setting)))
-        .collect()
+    SETTINGS.iter().map(|setting| (setting.name, written(setting))).collect()
 }
 
 impl Raw {
@@ -155,11 +133,7 @@ impl Raw {
         };
         for (name, value) in table {
             let Some(setting) = find(&name) else {
-                self.faults.push(Fault::unknown(
-                    &name,
-                    &source,
-                    near(&name).map(str::to_owned),
-                ));
+                self.faults.push(Fault::unknown(&name, &source, near(&name).map(str::to_owned)));
                 continue;
             };
             let from = Source::File(path.to_owned());
@@ -188,15 +162,11 @@ impl Raw {
         match (known, value.to_str()) {
             (Some(setting), Some(text)) => self.add(setting, text.to_owned(), source),
             (Some(setting), None) => {
-                self.faults
-                    .push(Fault::value(setting, &source, "", "the value is not UTF-8"));
+                self.faults.push(Fault::value(setting, &source, "", "the value is not UTF-8"));
             }
             (None, _) => {
-                let near = near(&rest.to_ascii_lowercase())
-                    .and_then(find)
-                    .map(Setting::variable);
-                self.faults
-                    .push(Fault::unknown(&name, "the environment", near));
+                let near = near(&rest.to_ascii_lowercase()).and_then(find).map(Setting::variable);
+                self.faults.push(Fault::unknown(&name, "the environment", near));
             }
         }
     }
@@ -205,13 +175,10 @@ impl Raw {
 /// Whether the variable is one of those that Kubernetes sets in every pod for a Service named `rollcall` or
 /// `rollcall-…`. Nobody wrote them, and refusing them would keep the server from starting there.
 fn made_by_kubernetes(rest: &str, value: &OsStr) -> bool {
-    let address = value
-        .to_str()
-        .is_some_and(|v| v.starts_with("tcp://") || v.starts_with("udp://"));
-    let numbered = rest
-        .split("PORT_")
-        .skip(1)
-        .any(|after| after.starts_with(|c: char| c.is_ascii_digit()));
+    let address =
+        value.to_str().is_some_and(|v| v.starts_with("tcp://") || v.starts_with("udp://"));
+    let numbered =
+        rest.split("PORT_").skip(1).any(|after| after.starts_with(|c: char| c.is_ascii_digit()));
     rest.ends_with("SERVICE_HOST")
         || rest.contains("SERVICE_PORT")
         || numbered
@@ -233,10 +200,7 @@ fn parse_table(text: &str) -> Result<toml::Table, String> {
     // The parser's own `Display` quotes the line, which may hold the admin token; only the position is shown.
     text.parse().map_err(|error: toml::de::Error| {
         let line = error.span().map_or(0, |span| {
-            text.as_bytes()[..span.start.min(text.len())]
-                .iter()
-                .filter(|b| **b == b'\n')
-                .count()
+            text.as_bytes()[..span.start.min(text.len())].iter().filter(|b| **b == b'\n').count()
         });
         format!("is no valid TOML at line {}: {}", line + 1, error.message())
     })

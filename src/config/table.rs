@@ -88,13 +88,8 @@ pub const VARIABLE_PREFIX: &str = "ROLLCALL_";
 pub const CONFIG_VARIABLE: &str = "ROLLCALL_CONFIG";
 
 /// Variables that belong to the command line and are no settings.
-pub const COMMAND_VARIABLES: [&str; 5] = [
-    "ROLLCALL_URL",
-    "ROLLCALL_TOKEN",
-    "ROLLCALL_APP",
-    "ROLLCALL_SERVICE",
-    CONFIG_VARIABLE,
-];
+pub const COMMAND_VARIABLES: [&str; 5] =
+    ["ROLLCALL_URL", "ROLLCALL_TOKEN", "ROLLCALL_APP", "ROLLCALL_SERVICE", CONFIG_VARIABLE];
 
 /// The setting of this name.
 #[must_use]
@@ -110,22 +105,11 @@ const fn row(
     rule: &'static str,
     example: &'static str,
 ) -> Setting {
-    Setting {
-        name,
-        kind,
-        default,
-        development: None,
-        doc,
-        rule,
-        example,
-    }
+    Setting { name, kind, default, development: None, doc, rule, example }
 }
 
 const fn development(value: &'static str, setting: Setting) -> Setting {
-    Setting {
-        development: Some(value),
-        ..setting
-    }
+    Setting { development: Some(value), ..setting }
 }
 
 const NETWORKS_RULE: &str = "networks in CIDR form or single addresses, with commas between them";

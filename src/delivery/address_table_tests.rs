@@ -42,16 +42,8 @@ fn only_globally_reachable_unicast_addresses_are_global() {
 #[test]
 fn the_table_is_a_list_of_networks_and_not_of_hosts() {
     let networks = super::SPECIAL_V6.iter().chain([&super::GLOBAL_V6]);
-    assert!(
-        super::SPECIAL_V4
-            .iter()
-            .all(|(net, length)| net.to_bits() << length == 0)
-    );
-    assert!(
-        networks
-            .into_iter()
-            .all(|(net, length)| net.to_bits() << length == 0)
-    );
+    assert!(super::SPECIAL_V4.iter().all(|(net, length)| net.to_bits() << length == 0));
+    assert!(networks.into_iter().all(|(net, length)| net.to_bits() << length == 0));
 }
 
 #[test]
@@ -69,19 +61,9 @@ fn every_form_that_embeds_ipv4_gives_it_up() {
         "fe80::200:5efe:10.1.2.3",
     ] {
         let inner = embedded_v4(text.parse().unwrap());
-        assert_eq!(
-            inner.map(|ip| ip.to_string()).as_deref(),
-            Some("10.1.2.3"),
-            "{text}"
-        );
+        assert_eq!(inner.map(|ip| ip.to_string()).as_deref(), Some("10.1.2.3"), "{text}");
     }
-    for text in [
-        "::",
-        "::1",
-        "2606:4700::a01:203",
-        "64:ff9b:2::a01:203",
-        "2001:1::a01:203",
-    ] {
+    for text in ["::", "::1", "2606:4700::a01:203", "64:ff9b:2::a01:203", "2001:1::a01:203"] {
         assert_eq!(embedded_v4(text.parse().unwrap()), None, "{text}");
     }
 }

@@ -72,8 +72,6 @@ pub(super) async fn read_body(mut body: Incoming, keep: usize, until: Instant) -
         }
         BodyEnd::Complete
     };
-    let end = tokio::time::timeout_at(until, reading)
-        .await
-        .unwrap_or(BodyEnd::TimedOut);
+    let end = tokio::time::timeout_at(until, reading).await.unwrap_or(BodyEnd::TimedOut);
     (kept.freeze(), end)
 }

@@ -58,19 +58,14 @@ impl Nonce {
     /// The nonce of these random bytes.
     #[must_use]
     pub fn from_bytes(id: [u8; ID_BYTES], challenge: [u8; CHALLENGE_BYTES]) -> Self {
-        Self {
-            id: format!("chal_{}", hex(&id)),
-            challenge: hex(&challenge),
-        }
+        Self { id: format!("chal_{}", hex(&id)), challenge: hex(&challenge) }
     }
 }
 
 impl fmt::Debug for Nonce {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Whoever knows the challenge can consent in the receiver's place.
-        f.debug_struct("Nonce")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("Nonce").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -95,19 +90,13 @@ impl fmt::Display for VerificationFailure {
 
 impl From<PostFailure> for VerificationFailure {
     fn from(failure: PostFailure) -> Self {
-        Self {
-            step: failure.step,
-            status: failure.status,
-        }
+        Self { step: failure.step, status: failure.status }
     }
 }
 
 impl From<&Refusal> for VerificationFailure {
     fn from(refusal: &Refusal) -> Self {
-        Self {
-            step: refusal.step,
-            status: None,
-        }
+        Self { step: refusal.step, status: None }
     }
 }
 
@@ -134,19 +123,12 @@ pub async fn verify(
         contact_version: None,
         number: None,
     };
-    let reading = Reading {
-        keep_success: BODY_BYTES_MAX,
-        keep_failure: 0,
-        patience: CHALLENGE_TIMEOUT,
-    };
+    let reading =
+        Reading { keep_success: BODY_BYTES_MAX, keep_failure: 0, patience: CHALLENGE_TIMEOUT };
     let headers = sender.headers(&attempt);
-    let received = sender
-        .post(line, headers, body, CHALLENGE_TIMEOUT, reading)
-        .await?;
-    judge_received(&received, &nonce.challenge).map_err(|step| VerificationFailure {
-        step,
-        status: Some(received.status.as_u16()),
-    })
+    let received = sender.post(line, headers, body, CHALLENGE_TIMEOUT, reading).await?;
+    judge_received(&received, &nonce.challenge)
+        .map_err(|step| VerificationFailure { step, status: Some(received.status.as_u16()) })
 }
 
 fn judge_received(received: &Received, challenge: &str) -> Result<(), Step> {
@@ -214,13 +196,11 @@ const fn explain(step: Step) -> &'static str {
 
 fn hex(bytes: &[u8]) -> String {
     use fmt::Write;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing into a string cannot fail.
-            let _written: fmt::Result = write!(text, "{byte:02x}");
-            text
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing into a string cannot fail.
+        let _written: fmt::Result = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// One JSON value without duplicate keys at any level, and nothing after it.

@@ -27,21 +27,15 @@ fn consent_is_code_and_result_with_the_challenge() {
 #[test]
 fn an_echo_of_the_request_is_not_consent() {
     assert_eq!(check(r#"{"challenge":"0123abcd"}"#), Err(Step::Code));
-    assert_eq!(
-        check(r#"{"code":200,"challenge":"0123abcd"}"#),
-        Err(Step::Challenge)
-    );
-    assert_eq!(
-        check(r#"{"result":{"challenge":"0123abcd"}}"#),
-        Err(Step::Code)
-    );
+    assert_eq!(check(r#"{"code":200,"challenge":"0123abcd"}"#), Err(Step::Challenge));
+    assert_eq!(check(r#"{"result":{"challenge":"0123abcd"}}"#), Err(Step::Code));
 }
 
 #[test]
 fn code_must_be_200_or_0_as_a_whole_number() {
-    for code in [
-        "201", "400", "1", "-0", "-200", "200.0", "2e2", "\"200\"", "null", "true", "[200]", "{}",
-    ] {
+    for code in
+        ["201", "400", "1", "-0", "-200", "200.0", "2e2", "\"200\"", "null", "true", "[200]", "{}"]
+    {
         let body = format!(r#"{{"code":{code},"result":{{"challenge":"0123abcd"}}}}"#);
         assert_eq!(check(&body), Err(Step::Code), "{code}");
     }
@@ -104,10 +98,7 @@ fn what_two_parsers_could_read_differently_is_refused() {
     ] {
         assert_eq!(check(body), Err(Step::Json), "{body:.80}");
     }
-    assert_eq!(
-        judge_answer(b"{\"code\":200,\"x\":\"\xff\"}", CHALLENGE),
-        Err(Step::Json)
-    );
+    assert_eq!(judge_answer(b"{\"code\":200,\"x\":\"\xff\"}", CHALLENGE), Err(Step::Json));
 }
 
 #[test]
@@ -137,8 +128,5 @@ fn a_nonce_is_new_each_time_and_hides_its_challenge() {
     assert_eq!((one.id.len(), one.challenge.len()), (37, 64));
     assert!(one.id.starts_with("chal_"));
     assert!(!format!("{one:?}").contains(&one.challenge));
-    assert_eq!(
-        Nonce::from_bytes([1; 16], [255; 32]).challenge,
-        "ff".repeat(32)
-    );
+    assert_eq!(Nonce::from_bytes([1; 16], [255; 32]).challenge, "ff".repeat(32));
 }

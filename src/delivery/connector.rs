@@ -71,9 +71,7 @@ impl Connector {
         if http2 {
             let starting = start_http2(io, state, address);
             // The receiver's first frames are awaited, so this needs the deadline as well.
-            return tokio::time::timeout_at(deadline, starting)
-                .await
-                .unwrap_or(Err(Step::Connect));
+            return tokio::time::timeout_at(deadline, starting).await.unwrap_or(Err(Step::Connect));
         }
         start_http1(io, state, address).await
     }
@@ -138,16 +136,9 @@ impl Proxy {
             let user = decode_percent(url.username()).ok_or(SenderError::Proxy)?;
             let password =
                 decode_percent(url.password().unwrap_or("")).ok_or(SenderError::Proxy)?;
-            Some(format!(
-                "Basic {}",
-                STANDARD.encode([&user[..], b":", &password].concat())
-            ))
+            Some(format!("Basic {}", STANDARD.encode([&user[..], b":", &password].concat())))
         };
-        Ok(Self {
-            host,
-            port,
-            authorization,
-        })
+        Ok(Self { host, port, authorization })
     }
 
     /// Asks for a tunnel. The address is named, not the host: the proxy must not resolve again what was judged.
@@ -169,11 +160,7 @@ impl Proxy {
             }
         }
         let granted = answer.starts_with(b"HTTP/1.1 2") || answer.starts_with(b"HTTP/1.0 2");
-        if granted {
-            Ok(stream)
-        } else {
-            Err(io::Error::other("proxy refused to CONNECT"))
-        }
+        if granted { Ok(stream) } else { Err(io::Error::other("proxy refused to CONNECT")) }
     }
 }
 
@@ -192,9 +179,9 @@ pub(super) fn platform_tls() -> Result<ClientConfig, SenderError> {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth(),
-        None => builder
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth(),
+        None => {
+            builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
+        }
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
@@ -274,10 +261,7 @@ struct Counted {
 
 impl Counted {
     fn new(stream: Stream, state: &Arc<State>) -> Self {
-        Self {
-            stream,
-            state: Arc::clone(state),
-        }
+        Self { stream, state: Arc::clone(state) }
     }
 }
 

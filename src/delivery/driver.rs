@@ -64,21 +64,12 @@ impl LaneDriver {
             secrets: Arc::new([]),
             events: BTreeMap::new(),
             timer: None,
-            reported: Report {
-                permits: 0,
-                doubtful: false,
-                wanted: 0,
-            },
+            reported: Report { permits: 0, doubtful: false, wanted: 0 },
             halted: true,
             load_deferred: false,
             head: 0,
         };
-        Arc::new(Self {
-            id,
-            key,
-            shared,
-            state: Mutex::new(state),
-        })
+        Arc::new(Self { id, key, shared, state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -116,11 +107,7 @@ impl LaneDriver {
             if !called.is_empty() {
                 self.shared.hear_called(called);
             }
-            state.reported = Report {
-                permits: report.permits + granted,
-                wanted: 0,
-                ..report
-            };
+            state.reported = Report { permits: report.permits + granted, wanted: 0, ..report };
             if granted == 0 {
                 break;
             }
@@ -139,11 +126,7 @@ impl LaneDriver {
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
             match effect {
-                Effect::Start {
-                    sequence,
-                    contact,
-                    attempt,
-                } => {
+                Effect::Start { sequence, contact, attempt } => {
                     self.start_attempt(state, sequence, contact, attempt);
                 }
                 Effect::Record(plan) => self.record(state, now, plan),
@@ -152,9 +135,7 @@ impl LaneDriver {
                     let events = self.shared.recent.after(self.key.0, after, limit_here);
                     if events.is_empty() {
                         let lane = Arc::clone(self);
-                        self.shared
-                            .tasks
-                            .spawn(async move { lane.load(after, limit).await });
+                        self.shared.tasks.spawn(async move { lane.load(after, limit).await });
                         continue;
                     }
                     let mut more = Vec::new();
@@ -168,13 +149,7 @@ impl LaneDriver {
     /// Reads a page of the log; a lane that no longer wants it passes it over.
     async fn load(self: Arc<Self>, after: u64, limit: u32) {
         loop {
-            match self
-                .shared
-                .store
-                .read
-                .list_events(self.key.0, after, limit)
-                .await
-            {
+            match self.shared.store.read.list_events(self.key.0, after, limit).await {
                 Ok(events) if contiguous(after, &events) => {
                     let now = self.shared.clock.moment();
                     let mut state = self.lock();
@@ -217,12 +192,8 @@ impl LaneDriver {
         let event = state.events.remove(&sequence);
         let line = state.line.clone();
         let secrets = Arc::clone(&state.secrets);
-        let ending = Ending {
-            lane: Arc::clone(self),
-            contact,
-            outcome: Outcome::Failed,
-            ended: false,
-        };
+        let ending =
+            Ending { lane: Arc::clone(self), contact, outcome: Outcome::Failed, ended: false };
         self.shared.tasks.spawn(async move {
             let mut ending = ending;
             let stopping = ending.lane.shared.stopping.clone();
@@ -276,13 +247,7 @@ impl LaneDriver {
             return event;
         }
         loop {
-            match self
-                .shared
-                .store
-                .read
-                .list_events(self.key.0, sequence - 1, 1)
-                .await
-            {
+            match self.shared.store.read.list_events(self.key.0, sequence - 1, 1).await {
                 Ok(events) => {
                     let found = events.into_iter().find(|event| event.sequence == sequence);
                     return found.map(Arc::new);
@@ -309,20 +274,12 @@ impl LaneDriver {
             let shared = Arc::clone(&lane.shared);
             shared.hear_recorded(lane, number, result);
         });
-        self.shared
-            .store
-            .write
-            .queue()
-            .push_record(WaitingRecord { record, listener });
+        self.shared.store.write.queue().push_record(WaitingRecord { record, listener });
     }
 
     fn record_of(&self, _state: &State, now: Moment, wall: Timestamp, plan: Plan) -> Record {
         let at = |moment: Moment| {
-            if moment >= now {
-                wall.plus(moment.since(now))
-            } else {
-                wall.minus(now.since(moment))
-            }
+            if moment >= now { wall.plus(moment.since(now)) } else { wall.minus(now.since(moment)) }
         };
         let held = |held: &HeldDelivery| HeldRow {
             sequence: held.sequence,
@@ -343,10 +300,9 @@ impl LaneDriver {
             generation: plan.generation,
             cursor: plan.cursor,
             bitmap: bitmap_of(plan.cursor, &plan.done),
-            failing: plan.failing.map(|row| Failing {
-                since: at(row.since),
-                attempts: row.attempts,
-            }),
+            failing: plan
+                .failing
+                .map(|row| Failing { since: at(row.since), attempts: row.attempts }),
             hold: plan.hold.iter().map(held).collect(),
             release: plan.release,
             exhaust: plan.exhaust.iter().map(exhausted).collect(),
@@ -400,11 +356,7 @@ impl LaneDriver {
             contact: held.contact,
             retries_used: held.retries_used,
             attempts: held.attempts,
-            due: now.plus(
-                held.due_at
-                    .since(wall)
-                    .min(longest_wait(schedule, held.retries_used)),
-            ),
+            due: now.plus(held.due_at.since(wall).min(longest_wait(schedule, held.retries_used))),
         });
         let progress = Progress {
             generation: row.subscription.generation,
@@ -412,10 +364,9 @@ impl LaneDriver {
             cursor: row.cursor,
             done: done_of(row.cursor, &row.bitmap),
             held: held.collect(),
-            failing: row.failing.map(|row| FailingRow {
-                since: moment(row.since),
-                attempts: row.attempts,
-            }),
+            failing: row
+                .failing
+                .map(|row| FailingRow { since: moment(row.since), attempts: row.attempts }),
         };
         self.step_locked(&mut state, Input::Restart(progress));
     }
@@ -474,11 +425,7 @@ impl Drop for Ending {
         }
         let mut state = self.lane.lock();
         let keep_permit = self.lane.shared.slots.keeps(state.lane.in_flight());
-        let input = Input::Ended {
-            contact: self.contact,
-            outcome: self.outcome,
-            keep_permit,
-        };
+        let input = Input::Ended { contact: self.contact, outcome: self.outcome, keep_permit };
         self.lane.step_locked(&mut state, input);
     }
 }
@@ -491,28 +438,15 @@ fn feed(
     effects: &mut Vec<Effect>,
 ) {
     let heads: Vec<(u64, ContactId)> = events.iter().map(|e| (e.sequence, e.contact)).collect();
-    state.lane.step(
-        now,
-        Input::Loaded {
-            after,
-            events: &heads,
-        },
-        effects,
-    );
-    let owed = events
-        .into_iter()
-        .filter(|event| state.lane.owes(event.sequence));
-    state
-        .events
-        .extend(owed.map(|event| (event.sequence, event)));
+    state.lane.step(now, Input::Loaded { after, events: &heads }, effects);
+    let owed = events.into_iter().filter(|event| state.lane.owes(event.sequence));
+    state.events.extend(owed.map(|event| (event.sequence, event)));
 }
 
 /// Whether these are events, and directly follow `after`.
 fn contiguous(after: u64, events: &[Event]) -> bool {
     !events.is_empty()
-        && (after + 1..)
-            .zip(events)
-            .all(|(sequence, event)| event.sequence == sequence)
+        && (after + 1..).zip(events).all(|(sequence, event)| event.sequence == sequence)
 }
 
 /// Bit `n`, least significant first, is event `cursor + 1 + n`.
@@ -530,9 +464,7 @@ fn bitmap_of(cursor: u64, done: &[u64]) -> Vec<u8> {
 
 fn done_of(cursor: u64, bitmap: &[u8]) -> Vec<u64> {
     let set = |bit: &u64| {
-        let byte = usize::try_from(bit / 8)
-            .ok()
-            .and_then(|byte| bitmap.get(byte));
+        let byte = usize::try_from(bit / 8).ok().and_then(|byte| bitmap.get(byte));
         byte.is_some_and(|byte| byte & (1 << (bit % 8)) != 0)
     };
     let bits = u64::try_from(bitmap.len()).unwrap_or(0) * 8;

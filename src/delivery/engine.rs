@@ -120,9 +120,7 @@ impl Shared {
             timers.remove(&(before, lane.id));
         }
         let Some(at) = at else { return };
-        let sooner = timers
-            .first_key_value()
-            .is_none_or(|((first, _), _)| at < *first);
+        let sooner = timers.first_key_value().is_none_or(|((first, _), _)| at < *first);
         timers.insert((at, lane.id), Arc::clone(lane));
         drop(timers);
         if sooner {
@@ -135,11 +133,7 @@ impl Shared {
     }
 
     fn lanes_of(&self, service: ServiceId) -> Vec<Arc<LaneDriver>> {
-        lock(&self.lanes)
-            .by_service
-            .get(&service)
-            .cloned()
-            .unwrap_or_default()
+        lock(&self.lanes).by_service.get(&service).cloned().unwrap_or_default()
     }
 
     fn all_lanes(&self) -> Vec<Arc<LaneDriver>> {
@@ -154,11 +148,7 @@ impl Shared {
         let id = self.lane_ids.fetch_add(1, Ordering::Relaxed);
         let made = LaneDriver::new(id, key, Arc::clone(self));
         lanes.by_key.insert(key, Arc::clone(&made));
-        lanes
-            .by_service
-            .entry(key.0)
-            .or_default()
-            .push(Arc::clone(&made));
+        lanes.by_service.entry(key.0).or_default().push(Arc::clone(&made));
         made
     }
 
@@ -207,14 +197,10 @@ impl Shared {
             }
         }
         let mut heard = lock(&self.heard);
-        heard
-            .grown
-            .extend(commit.events.iter().map(|event| event.service));
+        heard.grown.extend(commit.events.iter().map(|event| event.service));
         heard.changed.extend(&commit.subscriptions);
         for service in &commit.hidden {
-            heard
-                .changed
-                .extend(self.lanes_of(*service).iter().map(|lane| lane.key));
+            heard.changed.extend(self.lanes_of(*service).iter().map(|lane| lane.key));
         }
         heard.reload_all |= commit.reopened;
         drop(heard);
@@ -273,9 +259,7 @@ impl Engine {
     /// How the lane of a subscription is doing; `None` when it has none.
     #[must_use]
     pub fn lane_state(&self, service: ServiceId, app: AppId) -> Option<LaneState> {
-        self.shared
-            .find((service, app))
-            .map(|lane| lane.lane_state())
+        self.shared.find((service, app)).map(|lane| lane.lane_state())
     }
 
     /// Starts nothing any more, waits up to `grace` for what is in flight, and records it.
@@ -306,11 +290,8 @@ async fn load_all(shared: &Arc<Shared>) -> Result<(), Error> {
     }
     let mut gone: HashMap<Key, Arc<LaneDriver>> = lock(&shared.lanes).by_key.clone();
     // Asked before the read: a record under way would be missing from what is read.
-    let deferred: BTreeSet<Key> = gone
-        .values()
-        .filter(|lane| lane.defers_load())
-        .map(|lane| lane.key)
-        .collect();
+    let deferred: BTreeSet<Key> =
+        gone.values().filter(|lane| lane.defers_load()).map(|lane| lane.key).collect();
     gone.retain(|key, _| !deferred.contains(key));
     for row in shared.store.read.list_lanes().await? {
         let key = (row.subscription.service, row.subscription.app);
@@ -347,9 +328,7 @@ async fn run(shared: Arc<Shared>) {
     let mut compare = tokio::time::interval(COMPARE_EVERY);
     compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let next = lock(&shared.timers)
-            .first_key_value()
-            .map(|((at, _), _)| *at);
+        let next = lock(&shared.timers).first_key_value().map(|((at, _), _)| *at);
         let wait = next.map(|at| at.since(shared.clock.moment()));
         tokio::select! {
             () = shared.stopping.cancelled() => return,

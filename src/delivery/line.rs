@@ -31,9 +31,7 @@ pub struct Line {
 impl fmt::Debug for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Path and query may carry the receiver's secrets.
-        f.debug_struct("Line")
-            .field("authority", &self.target.authority)
-            .finish_non_exhaustive()
+        f.debug_struct("Line").field("authority", &self.target.authority).finish_non_exhaustive()
     }
 }
 

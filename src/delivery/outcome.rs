@@ -17,11 +17,8 @@ pub const PAUSE_MIN: Duration = Duration::from_secs(1);
 pub const PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// The forms of an HTTP date that a recipient must accept, the preferred one first (RFC 9110, section 5.6.7).
-const HTTP_DATE_FORMS: [&str; 3] = [
-    "%a, %d %b %Y %H:%M:%S GMT",
-    "%A, %d-%b-%y %H:%M:%S GMT",
-    "%a %b %e %H:%M:%S %Y",
-];
+const HTTP_DATE_FORMS: [&str; 3] =
+    ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
 
 const EPOCH: DateTime = jiff::civil::datetime(1970, 1, 1, 0, 0, 0, 0);
 
@@ -50,9 +47,7 @@ pub fn judge_answer(status: u16, retry_after: Option<&str>, now: Timestamp) -> O
         (200..=299, _) => Outcome::Delivered,
         (410, _) => Outcome::Gone,
         (429, None) => Outcome::Pause { after: None },
-        (429 | 503, Some(text)) => Outcome::Pause {
-            after: parse_retry_after(text, now),
-        },
+        (429 | 503, Some(text)) => Outcome::Pause { after: parse_retry_after(text, now) },
         _ => Outcome::Failed,
     }
 }
@@ -65,9 +60,7 @@ fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
         let seconds = text.parse().unwrap_or(u64::MAX);
         return Some(Duration::from_secs(seconds).clamp(PAUSE_MIN, PAUSE_MAX));
     }
-    let date = HTTP_DATE_FORMS
-        .iter()
-        .find_map(|form| DateTime::strptime(form, text).ok())?;
+    let date = HTTP_DATE_FORMS.iter().find_map(|form| DateTime::strptime(form, text).ok())?;
     // Counted in civil time, which in UTC is the same: a zoned time ends a day before the year 9999 does.
     let millis = date.duration_since(EPOCH).as_millis();
     let at = Timestamp::from_millis(i64::try_from(millis).ok()?);

@@ -6,17 +6,11 @@ use super::{Outcome, judge_answer};
 use crate::domain::clock::Timestamp;
 
 fn check(status: u16, retry_after: Option<&str>) -> Outcome {
-    judge_answer(
-        status,
-        retry_after,
-        Timestamp::parse("1994-11-06T08:49:30Z").unwrap(),
-    )
+    judge_answer(status, retry_after, Timestamp::parse("1994-11-06T08:49:30Z").unwrap())
 }
 
 fn pause(seconds: u64) -> Outcome {
-    Outcome::Pause {
-        after: Some(Duration::from_secs(seconds)),
-    }
+    Outcome::Pause { after: Some(Duration::from_secs(seconds)) }
 }
 
 #[test]
@@ -34,9 +28,7 @@ fn any_2xx_is_delivered_and_its_neighbours_are_not() {
 fn gone_is_410_alone() {
     assert_eq!(check(410, None), Outcome::Gone);
     assert_eq!(check(410, Some("60")), Outcome::Gone);
-    for status in [
-        400, 401, 403, 404, 408, 409, 411, 413, 422, 425, 428, 430, 451, 499,
-    ] {
+    for status in [400, 401, 403, 404, 408, 409, 411, 413, 422, 425, 428, 430, 451, 499] {
         assert_eq!(check(status, Some("60")), Outcome::Failed, "{status}");
     }
 }
@@ -104,10 +96,6 @@ fn an_unusable_retry_after_names_no_time() {
         "Sun, 36 Nov 1994 08:49:37 GMT",
         "1994-11-06T08:49:37Z",
     ] {
-        assert_eq!(
-            check(429, Some(text)),
-            Outcome::Pause { after: None },
-            "{text}"
-        );
+        assert_eq!(check(429, Some(text)), Outcome::Pause { after: None }, "{text}");
     }
 }

@@ -57,15 +57,9 @@ impl State {
     fn acquire(&self) -> bool {
         self.touched.store(true, Ordering::Relaxed);
         let next = |users| {
-            if users == CLOSING {
-                None
-            } else {
-                Some(users + 1)
-            }
+            if users == CLOSING { None } else { Some(users + 1) }
         };
-        self.users
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, next)
-            .is_ok()
+        self.users.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).is_ok()
     }
 
     fn release(&self) {
@@ -75,10 +69,7 @@ impl State {
     /// Whether nobody used it since the last check; from then on nobody can.
     fn retire(&self) -> bool {
         !self.touched.swap(false, Ordering::Relaxed)
-            && self
-                .users
-                .compare_exchange(0, CLOSING, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok()
+            && self.users.compare_exchange(0, CLOSING, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
@@ -134,15 +125,8 @@ impl Lease {
     pub(super) fn fresh(half: Half, state: Arc<State>, address: IpAddr) -> Self {
         // Nobody else knows the connection yet; at worst its driver has retired it, and sending fails.
         let acquired = state.acquire();
-        let connection = acquired.then_some(Connection {
-            half,
-            state,
-            address,
-        });
-        Self {
-            connection,
-            reused: false,
-        }
+        let connection = acquired.then_some(Connection { half, state, address });
+        Self { connection, reused: false }
     }
 
     /// Whether earlier attempts have used it.
@@ -152,20 +136,12 @@ impl Lease {
 
     /// Whether requests need the form of HTTP/2.
     pub(super) fn is_http2(&self) -> bool {
-        matches!(
-            &self.connection,
-            Some(Connection {
-                half: Half::Http2(_),
-                ..
-            })
-        )
+        matches!(&self.connection, Some(Connection { half: Half::Http2(_), .. }))
     }
 
     /// Bytes received so far.
     pub(super) fn received(&self) -> u64 {
-        self.connection
-            .as_ref()
-            .map_or(0, |it| it.state.received.load(Ordering::Relaxed))
+        self.connection.as_ref().map_or(0, |it| it.state.received.load(Ordering::Relaxed))
     }
 
     /// Waits until it takes a request; `false` when it is of no use any more.
@@ -173,10 +149,7 @@ impl Lease {
         match self.connection.as_mut().map(|it| &mut it.half) {
             Some(Half::Http1(half)) if half.is_ready() => true,
             Some(Half::Http1(half)) => {
-                matches!(
-                    tokio::time::timeout(READY_WAIT, half.ready()).await,
-                    Ok(Ok(()))
-                )
+                matches!(tokio::time::timeout(READY_WAIT, half.ready()).await, Ok(Ok(())))
             }
             Some(Half::Http2(half)) => half.ready().await.is_ok(),
             None => false,
@@ -240,24 +213,15 @@ impl Pool {
                 && let Half::Http2(half) = &shared.half
             {
                 let half = Half::Http2(half.clone());
-                let connection = Connection {
-                    half,
-                    state: Arc::clone(&shared.state),
-                    address: shared.address,
-                };
-                return Some(Lease {
-                    connection: Some(connection),
-                    reused: true,
-                });
+                let connection =
+                    Connection { half, state: Arc::clone(&shared.state), address: shared.address };
+                return Some(Lease { connection: Some(connection), reused: true });
             }
             kept.http2 = None;
         }
         while let Some(connection) = kept.http1.pop() {
             if usable(&connection) {
-                return Some(Lease {
-                    connection: Some(connection),
-                    reused: true,
-                });
+                return Some(Lease { connection: Some(connection), reused: true });
             }
         }
         None
@@ -265,18 +229,9 @@ impl Pool {
 
     /// Shares a fresh HTTP/2 connection with the attempts to come; does nothing for HTTP/1.1.
     pub(super) fn share(&self, lease: &Lease) {
-        if let Some(Connection {
-            half: Half::Http2(half),
-            state,
-            address,
-        }) = &lease.connection
-        {
+        if let Some(Connection { half: Half::Http2(half), state, address }) = &lease.connection {
             let (half, state) = (Half::Http2(half.clone()), Arc::clone(state));
-            self.kept().http2 = Some(Connection {
-                half,
-                state,
-                address: *address,
-            });
+            self.kept().http2 = Some(Connection { half, state, address: *address });
             self.speaks_http2.store(true, Ordering::Relaxed);
         }
     }

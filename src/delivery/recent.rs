@@ -33,20 +33,13 @@ impl RecentEvents {
         let mut inner = self.lock();
         for event in events {
             let log = inner.services.entry(event.service).or_default();
-            if log
-                .back()
-                .is_some_and(|last| last.sequence + 1 != event.sequence)
-            {
+            if log.back().is_some_and(|last| last.sequence + 1 != event.sequence) {
                 // Never a gap: begin anew. The order keeps too many entries, which only empties sooner.
                 let dropped: usize = log.drain(..).map(|event| event.size()).sum();
                 inner.bytes -= dropped;
             }
             inner.bytes += event.size();
-            inner
-                .services
-                .entry(event.service)
-                .or_default()
-                .push_back(Arc::clone(event));
+            inner.services.entry(event.service).or_default().push_back(Arc::clone(event));
             inner.order.push_back(event.service);
         }
         while inner.bytes > BYTES_MAX
@@ -118,13 +111,7 @@ mod tests {
     #[test]
     fn events_that_follow_directly_are_given_and_nothing_across_a_gap() {
         let recent = RecentEvents::default();
-        recent.push(&[
-            event(1, 5),
-            event(1, 6),
-            event(2, 1),
-            event(1, 7),
-            event(1, 8),
-        ]);
+        recent.push(&[event(1, 5), event(1, 6), event(2, 1), event(1, 7), event(1, 8)]);
 
         assert_eq!(found(&recent, 1, 4), [5, 6, 7]);
         assert_eq!(found(&recent, 1, 6), [7, 8]);

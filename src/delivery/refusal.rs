@@ -71,23 +71,14 @@ pub struct Refusal {
 
 impl Refusal {
     pub(super) const fn url(message: &'static str) -> Self {
-        Self {
-            step: Step::Url,
-            message: Cow::Borrowed(message),
-        }
+        Self { step: Step::Url, message: Cow::Borrowed(message) }
     }
 
     pub(super) const fn name(message: &'static str) -> Self {
-        Self {
-            step: Step::Name,
-            message: Cow::Borrowed(message),
-        }
+        Self { step: Step::Name, message: Cow::Borrowed(message) }
     }
 
     pub(super) const fn address(message: &'static str) -> Self {
-        Self {
-            step: Step::Address,
-            message: Cow::Borrowed(message),
-        }
+        Self { step: Step::Address, message: Cow::Borrowed(message) }
     }
 }

@@ -74,33 +74,20 @@ impl SystemResolver {
     /// Reads the system's configuration.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            loaded: Mutex::new(Loaded {
-                resolver: load(),
-                at: Instant::now(),
-                stale: false,
-            }),
-        }
+        Self { loaded: Mutex::new(Loaded { resolver: load(), at: Instant::now(), stale: false }) }
     }
 
     fn current(&self) -> Option<Arc<TokioResolver>> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let due = loaded.stale || loaded.resolver.is_none();
         if due && loaded.at.elapsed() >= RELOAD_INTERVAL {
-            *loaded = Loaded {
-                resolver: load(),
-                at: Instant::now(),
-                stale: false,
-            };
+            *loaded = Loaded { resolver: load(), at: Instant::now(), stale: false };
         }
         loaded.resolver.clone()
     }
 
     fn mark_stale(&self) {
-        self.loaded
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .stale = true;
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).stale = true;
     }
 }
 
@@ -120,12 +107,8 @@ impl Resolve for SystemResolver {
                 Name::from_str_relaxed(format!("{name}.")).map_err(|_| LookupError::NotFound)?;
             match resolver.lookup_ip(name).await {
                 Ok(answer) => {
-                    let seconds = answer
-                        .as_lookup()
-                        .answers()
-                        .iter()
-                        .map(|record| record.ttl)
-                        .min();
+                    let seconds =
+                        answer.as_lookup().answers().iter().map(|record| record.ttl).min();
                     let mut addresses: Vec<IpAddr> = answer.iter().collect();
                     // IPv4 first: many hosts have an IPv6 route that leads nowhere.
                     addresses.sort_by_key(IpAddr::is_ipv6);

@@ -52,7 +52,7 @@ pub fn spread(wait: Duration, seed: u64, salt: u64) -> Duration {
     Duration::from_millis(least + mix(seed ^ mix(salt)) % (width + 1))
 }
 
-/// A well-mixed function of a number (the finaliser of SplitMix64).
+/// A well-mixed function of a number (the finaliser of `SplitMix64`).
 const fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -64,20 +64,13 @@ const fn mix(number: u64) -> u64 {
 /// it, so that a clock that jumped neither stalls nor floods.
 #[must_use]
 pub fn longest_wait(schedule: &[Duration], retries_used: u32) -> Duration {
-    let step = usize::try_from(retries_used)
-        .unwrap_or(usize::MAX)
-        .checked_sub(1);
-    let wait = step
-        .and_then(|step| schedule.get(step))
-        .copied()
-        .unwrap_or(UNCOUNTED_WAIT);
+    let step = usize::try_from(retries_used).unwrap_or(usize::MAX).checked_sub(1);
+    let wait = step.and_then(|step| schedule.get(step)).copied().unwrap_or(UNCOUNTED_WAIT);
     wait + wait * 2 / 10
 }
 
 fn doubled(first: Duration, longest: Duration, times: u32) -> Duration {
-    first
-        .saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX))
-        .min(longest)
+    first.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX)).min(longest)
 }
 
 /// Whether a lane sends freely or only probes.
@@ -101,30 +94,19 @@ impl Circuit {
     /// The circuit after a failure that is the receiver's fault. `lone`: only one contact has anything owed.
     #[must_use]
     pub fn after_failure(self, now: Moment, lone: bool, seed: u64) -> Self {
-        let limit = if lone {
-            CIRCUIT_FAILURES_LONE
-        } else {
-            CIRCUIT_FAILURES
-        };
+        let limit = if lone { CIRCUIT_FAILURES_LONE } else { CIRCUIT_FAILURES };
         match self {
-            Self::Closed { failures } if failures + 1 < limit => Self::Closed {
-                failures: failures + 1,
-            },
+            Self::Closed { failures } if failures + 1 < limit => {
+                Self::Closed { failures: failures + 1 }
+            }
             Self::Closed { .. } => Self::opened(now, 0, seed),
             Self::Open { probes, .. } => Self::opened(now, probes.saturating_add(1), seed),
         }
     }
 
     fn opened(now: Moment, probes: u32, seed: u64) -> Self {
-        let wait = spread(
-            doubled(PROBE_FIRST, PROBE_LONGEST, probes),
-            seed,
-            u64::from(probes),
-        );
-        Self::Open {
-            probes,
-            probe_at: now.plus(wait),
-        }
+        let wait = spread(doubled(PROBE_FIRST, PROBE_LONGEST, probes), seed, u64::from(probes));
+        Self::Open { probes, probe_at: now.plus(wait) }
     }
 }
 
@@ -143,10 +125,7 @@ mod tests {
         let wait = Duration::from_secs(5);
         let all: Vec<Duration> = (0..10_000).map(|salt| spread(wait, 7, salt)).collect();
 
-        assert!(
-            all.iter()
-                .all(|w| (Duration::from_secs(4)..=Duration::from_secs(6)).contains(w))
-        );
+        assert!(all.iter().all(|w| (Duration::from_secs(4)..=Duration::from_secs(6)).contains(w)));
         assert!(all.iter().any(|w| *w < Duration::from_millis(4_020)));
         assert!(all.iter().any(|w| *w > Duration::from_millis(5_980)));
         assert_eq!(spread(wait, 7, 3), spread(wait, 7, 3));
@@ -164,9 +143,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..12 {
             circuit = circuit.after_failure(Moment(0), false, 1);
-            let Circuit::Open { probe_at, .. } = circuit else {
-                panic!("must be open")
-            };
+            let Circuit::Open { probe_at, .. } = circuit else { panic!("must be open") };
             waits.push(probe_at.0);
         }
 
@@ -181,10 +158,7 @@ mod tests {
 
     #[test]
     fn pause_doubles_only_without_a_usable_time() {
-        assert_eq!(
-            pause(Some(Duration::from_secs(9)), 5),
-            Duration::from_secs(9)
-        );
+        assert_eq!(pause(Some(Duration::from_secs(9)), 5), Duration::from_secs(9));
         assert_eq!(pause(None, 0), Duration::from_secs(1));
         assert_eq!(pause(None, 3), Duration::from_secs(8));
         assert_eq!(pause(None, 40), Duration::from_mins(5));
@@ -192,14 +166,8 @@ mod tests {
 
     #[test]
     fn longest_wait_is_the_step_that_was_used_with_its_spread() {
-        assert_eq!(
-            longest_wait(&SCHEDULE_DEFAULT, 0),
-            Duration::from_millis(1_200)
-        );
+        assert_eq!(longest_wait(&SCHEDULE_DEFAULT, 0), Duration::from_millis(1_200));
         assert_eq!(longest_wait(&SCHEDULE_DEFAULT, 1), Duration::from_secs(6));
-        assert_eq!(
-            longest_wait(&SCHEDULE_DEFAULT, 11),
-            Duration::from_hours(24) * 12 / 10
-        );
+        assert_eq!(longest_wait(&SCHEDULE_DEFAULT, 11), Duration::from_hours(24) * 12 / 10);
     }
 }

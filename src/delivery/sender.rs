@@ -184,12 +184,7 @@ impl Sender {
             tls: TlsConnector::from(Arc::new(tls)),
             proxy: settings.proxy.as_deref().map(Proxy::parse).transpose()?,
         };
-        Ok(Self {
-            guard,
-            clock,
-            connector,
-            request_timeout: settings.request_timeout,
-        })
+        Ok(Self { guard, clock, connector, request_timeout: settings.request_timeout })
     }
 
     /// The outgoing side for a URL; nothing is connected or resolved yet.
@@ -201,15 +196,9 @@ impl Sender {
         let target = self.guard.check_url(url)?;
         if !target.tls && self.connector.proxy.is_some() {
             let message = "only https receivers can be called through the proxy".into();
-            return Err(Refusal {
-                step: Step::Url,
-                message,
-            });
+            return Err(Refusal { step: Step::Url, message });
         }
-        Line::new(target).ok_or(Refusal {
-            step: Step::Url,
-            message: "url cannot be called".into(),
-        })
+        Line::new(target).ok_or(Refusal { step: Step::Url, message: "url cannot be called".into() })
     }
 
     /// Sends a notification once and judges the answer.
@@ -217,16 +206,10 @@ impl Sender {
     /// It ends within the request timeout, and `Delivered` is certain as soon as the headers of a 2xx have
     /// arrived. Dropping the future aborts the attempt; the receiver may have got it nevertheless.
     pub async fn attempt(&self, line: &Line, attempt: Attempt<'_>) -> Answer {
-        let reading = Reading {
-            keep_success: 0,
-            keep_failure: ANSWER_START_BYTES,
-            patience: BODY_PATIENCE,
-        };
+        let reading =
+            Reading { keep_success: 0, keep_failure: ANSWER_START_BYTES, patience: BODY_PATIENCE };
         let headers = self.headers(&attempt);
-        match self
-            .post(line, headers, attempt.body, self.request_timeout, reading)
-            .await
-        {
+        match self.post(line, headers, attempt.body, self.request_timeout, reading).await {
             Ok(received) => {
                 let retry_after = received.retry_after.as_ref().map(|value| {
                     // Bytes outside ASCII are no usable value, but the header is there.
@@ -272,23 +255,15 @@ impl Sender {
         let (response, lease) = sent?;
 
         let (parts, body) = response.into_parts();
-        let keep = if parts.status.is_success() {
-            reading.keep_success
-        } else {
-            reading.keep_failure
-        };
+        let keep =
+            if parts.status.is_success() { reading.keep_success } else { reading.keep_failure };
         let until = deadline.min(Instant::now() + reading.patience);
         let (body, end) = read_body(body, keep, until).await;
         if end == BodyEnd::Complete {
             line.pool.give_back(lease);
         }
         let retry_after = parts.headers.get(RETRY_AFTER).cloned();
-        Ok(Received {
-            status: parts.status,
-            retry_after,
-            body,
-            end,
-        })
+        Ok(Received { status: parts.status, retry_after, body, end })
     }
 
     /// The headers of a signed request; its time is now.
@@ -387,10 +362,7 @@ impl Sender {
         deadline: Instant,
     ) -> Result<Lease, Step> {
         let server_name = line.server_name.as_ref();
-        let lease = self
-            .connector
-            .open(addresses, line.target.port, server_name, deadline)
-            .await?;
+        let lease = self.connector.open(addresses, line.target.port, server_name, deadline).await?;
         line.pool.share(&lease);
         Ok(lease)
     }

@@ -121,15 +121,9 @@ fn setup_is_clean(line: &Line) {
 
 #[tokio::test]
 async fn a_kept_connection_is_not_used_once_its_address_left_the_answer() {
-    let Setup {
-        sender,
-        guard,
-        names,
-    } = setup();
+    let Setup { sender, guard, names } = setup();
     let first = Receiver::answering(OK).await;
-    let address = format!("127.0.0.2:{}", first.address.port())
-        .parse()
-        .unwrap();
+    let address = format!("127.0.0.2:{}", first.address.port()).parse().unwrap();
     let second = Receiver::start_at(address, |receiver, _, stream| async move {
         receiver.serve(stream, OK).await
     })
@@ -138,11 +132,7 @@ async fn a_kept_connection_is_not_used_once_its_address_left_the_answer() {
     let line = sender.line(&url).unwrap();
 
     let mut counts = Vec::new();
-    for addresses in [
-        &["127.0.0.1"][..],
-        &["127.0.0.2", "127.0.0.1"],
-        &["127.0.0.2"],
-    ] {
+    for addresses in [&["127.0.0.1"][..], &["127.0.0.2", "127.0.0.1"], &["127.0.0.2"]] {
         names.set(addresses);
         guard.forget_answers();
         assert_eq!(attempt(&sender, &line).await, delivered());
@@ -168,10 +158,7 @@ async fn the_next_address_is_tried_when_one_refuses() {
     assert_eq!(got, delivered());
     names.set(&["127.0.0.3"]);
     let url = format!("http://other.example.com:{}/", receiver.address.port());
-    assert_eq!(
-        attempt(&sender, &sender.line(&url).unwrap()).await,
-        failed(Step::Connect)
-    );
+    assert_eq!(attempt(&sender, &sender.line(&url).unwrap()).await, failed(Step::Connect));
 }
 
 /// A receiver that speaks TLS, and HTTP/1.1 inside.
@@ -193,36 +180,12 @@ async fn certificates_are_checked_against_roots_and_host() {
     .await;
     let plain = plain.address.port();
     for (tls, url, expected) in [
-        (
-            trusting_client(),
-            format!("https://hooks.example.com:{port}/"),
-            delivered(),
-        ),
-        (
-            trusting_client(),
-            format!("https://127.0.0.1:{port}/"),
-            delivered(),
-        ),
-        (
-            trusting_client(),
-            format!("https://other.example.com:{port}/"),
-            failed(Step::Tls),
-        ),
-        (
-            trusting_client(),
-            format!("https://127.0.0.2:{port}/"),
-            failed(Step::Connect),
-        ),
-        (
-            trusting_client(),
-            format!("https://127.0.0.1:{plain}/"),
-            failed(Step::Tls),
-        ),
-        (
-            platform_tls().unwrap(),
-            format!("https://127.0.0.1:{port}/"),
-            failed(Step::Tls),
-        ),
+        (trusting_client(), format!("https://hooks.example.com:{port}/"), delivered()),
+        (trusting_client(), format!("https://127.0.0.1:{port}/"), delivered()),
+        (trusting_client(), format!("https://other.example.com:{port}/"), failed(Step::Tls)),
+        (trusting_client(), format!("https://127.0.0.2:{port}/"), failed(Step::Connect)),
+        (trusting_client(), format!("https://127.0.0.1:{plain}/"), failed(Step::Tls)),
+        (platform_tls().unwrap(), format!("https://127.0.0.1:{port}/"), failed(Step::Tls)),
     ] {
         let Setup { sender, .. } = setup_with(tls, |_| ());
         let line = sender.line(&url).unwrap();
@@ -244,10 +207,7 @@ async fn a_tls_handshake_that_hangs_ends_with_the_connect_timeout() {
     });
     let url = format!("https://127.0.0.1:{}/", receiver.address.port());
 
-    assert_eq!(
-        attempt(&sender, &sender.line(&url).unwrap()).await,
-        failed(Step::Tls)
-    );
+    assert_eq!(attempt(&sender, &sender.line(&url).unwrap()).await, failed(Step::Tls));
 }
 
 /// A receiver that speaks HTTP/2; it notes host, path and body, and closes each connection after `most` answers.
@@ -313,11 +273,7 @@ async fn an_http2_connection_that_ends_is_replaced() {
         assert_eq!(attempt(&sender, &line).await, delivered());
     }
 
-    assert!(
-        (3..=4).contains(&receiver.connections()),
-        "{}",
-        receiver.connections()
-    );
+    assert!((3..=4).contains(&receiver.connections()), "{}", receiver.connections());
 }
 
 /// Runs futures side by side.
@@ -346,15 +302,9 @@ async fn a_proxy_is_asked_for_the_judged_address_and_sees_no_request() {
     let to = target.address;
     let proxy = Receiver::start(move |proxy, _, mut stream| async move {
         proxy.read(&mut stream).await?;
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nvia: x\r\n\r\n")
-            .await
-            .ok()?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nvia: x\r\n\r\n").await.ok()?;
         let mut onward = tokio::net::TcpStream::connect(to).await.ok()?;
-        tokio::io::copy_bidirectional(&mut stream, &mut onward)
-            .await
-            .ok()
-            .map(|_| ())
+        tokio::io::copy_bidirectional(&mut stream, &mut onward).await.ok().map(|_| ())
     })
     .await;
     let Setup { sender, .. } = setup_with(trusting_client(), |settings| {
@@ -362,19 +312,13 @@ async fn a_proxy_is_asked_for_the_judged_address_and_sees_no_request() {
     });
     let url = format!("https://hooks.example.com:{}/", to.port());
 
-    assert_eq!(
-        attempt(&sender, &sender.line(&url).unwrap()).await,
-        delivered()
-    );
+    assert_eq!(attempt(&sender, &sender.line(&url).unwrap()).await, delivered());
 
     let expected = format!(
         "CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nProxy-Authorization: Basic dXNlcjpwOnc=\r\n\r\n"
     );
     assert_eq!(proxy.requests(), [expected]);
-    assert_eq!(
-        sender.line("http://127.0.0.1:1/").unwrap_err().step,
-        Step::Url
-    );
+    assert_eq!(sender.line("http://127.0.0.1:1/").unwrap_err().step, Step::Url);
 }
 
 #[tokio::test]
@@ -393,12 +337,8 @@ async fn a_proxy_that_refuses_is_a_failure_to_connect() {
 
 #[test]
 fn a_proxy_is_an_http_url_without_path() {
-    for text in [
-        "http://proxy:3128",
-        "http://proxy",
-        "http://u:p@[::1]:3128/",
-        "http://10.0.0.1:1",
-    ] {
+    for text in ["http://proxy:3128", "http://proxy", "http://u:p@[::1]:3128/", "http://10.0.0.1:1"]
+    {
         assert!(Proxy::parse(text).is_ok(), "{text}");
     }
     for text in [

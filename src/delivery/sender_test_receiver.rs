@@ -31,17 +31,8 @@ impl Resolve for Names {
     fn lookup<'a>(&'a self, _: &'a str) -> LookupFuture<'a> {
         let addresses = self.0.lock().unwrap().clone();
         let missing = addresses.is_empty();
-        let answer = Lookup {
-            addresses,
-            ttl: Duration::from_secs(60),
-        };
-        Box::pin(async move {
-            if missing {
-                Err(LookupError::NotFound)
-            } else {
-                Ok(answer)
-            }
-        })
+        let answer = Lookup { addresses, ttl: Duration::from_secs(60) };
+        Box::pin(async move { if missing { Err(LookupError::NotFound) } else { Ok(answer) } })
     }
 }
 
@@ -165,10 +156,7 @@ pub(super) fn acceptor(protocols: &[&str]) -> tokio_rustls::TlsAcceptor {
         .with_no_client_auth()
         .with_single_cert(vec![certificate(LEAF)], key.into())
         .unwrap();
-    config.alpn_protocols = protocols
-        .iter()
-        .map(|name| name.as_bytes().to_vec())
-        .collect();
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     tokio_rustls::TlsAcceptor::from(Arc::new(config))
 }
 

@@ -59,11 +59,7 @@ fn setup_with(tls: rustls::ClientConfig, change: impl FnOnce(&mut Settings)) -> 
     change(&mut settings);
     let clock = Arc::new(FixedClock);
     let sender = Sender::with_tls(&settings, Arc::clone(&guard), clock, tls).unwrap();
-    Setup {
-        sender,
-        guard,
-        names,
-    }
+    Setup { sender, guard, names }
 }
 
 fn setup() -> Setup {
@@ -94,22 +90,12 @@ async fn answer_to(answer: impl Into<Vec<u8>>) -> Answer {
 }
 
 fn failed(step: Step) -> Answer {
-    Answer {
-        outcome: Outcome::Failed,
-        status: None,
-        step,
-        answer_start: Bytes::new(),
-    }
+    Answer { outcome: Outcome::Failed, status: None, step, answer_start: Bytes::new() }
 }
 
 fn delivered() -> Answer {
     let (outcome, status) = (Outcome::Delivered, Some(200));
-    Answer {
-        outcome,
-        status,
-        step: Step::Status,
-        answer_start: Bytes::new(),
-    }
+    Answer { outcome, status, step: Step::Status, answer_start: Bytes::new() }
 }
 
 #[tokio::test]
@@ -133,73 +119,30 @@ async fn a_notification_arrives_signed_and_byte_for_byte() {
         ("rollcall-attempt", "1"),
         ("rollcall-contact-version", "3"),
         ("rollcall-sequence", "42"),
-        (
-            "user-agent",
-            concat!("Rollcall/", env!("CARGO_PKG_VERSION")),
-        ),
+        ("user-agent", concat!("Rollcall/", env!("CARGO_PKG_VERSION"))),
         ("webhook-id", "evt_1"),
         ("webhook-signature", headers["webhook-signature"]),
         ("webhook-timestamp", "1649367553"),
     ];
-    assert_eq!(
-        headers.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>(),
-        expected
-    );
+    assert_eq!(headers.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>(), expected);
     let signature = headers["webhook-signature"];
     let now = FixedClock.now();
-    let verdict = verify(
-        &secrets()[0],
-        "evt_1",
-        "1649367553",
-        signature,
-        body.as_bytes(),
-        now,
-    );
+    let verdict = verify(&secrets()[0], "evt_1", "1649367553", signature, body.as_bytes(), now);
     assert_eq!((body, verdict), (BODY, Ok(())));
 }
 
 #[tokio::test]
 async fn statuses_become_outcomes_and_failures_keep_a_kilobyte() {
-    let long = format!(
-        "HTTP/1.1 500 No\r\ncontent-length: 2000\r\n\r\n{}",
-        "x".repeat(2000)
-    );
+    let long = format!("HTTP/1.1 500 No\r\ncontent-length: 2000\r\n\r\n{}", "x".repeat(2000));
     for (answer, outcome, status, start) in [
-        (
-            "HTTP/1.1 204 No Content\r\n\r\n",
-            Outcome::Delivered,
-            204,
-            0,
-        ),
-        (
-            "HTTP/1.1 202 OK\r\ncontent-length: 3\r\n\r\nabc",
-            Outcome::Delivered,
-            202,
-            0,
-        ),
-        (
-            "HTTP/1.1 410 Gone\r\ncontent-length: 3\r\n\r\nabc",
-            Outcome::Gone,
-            410,
-            3,
-        ),
-        (
-            "HTTP/1.1 404 No\r\ncontent-length: 3\r\n\r\nabc",
-            Outcome::Failed,
-            404,
-            3,
-        ),
-        (
-            "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n",
-            Outcome::Failed,
-            503,
-            0,
-        ),
+        ("HTTP/1.1 204 No Content\r\n\r\n", Outcome::Delivered, 204, 0),
+        ("HTTP/1.1 202 OK\r\ncontent-length: 3\r\n\r\nabc", Outcome::Delivered, 202, 0),
+        ("HTTP/1.1 410 Gone\r\ncontent-length: 3\r\n\r\nabc", Outcome::Gone, 410, 3),
+        ("HTTP/1.1 404 No\r\ncontent-length: 3\r\n\r\nabc", Outcome::Failed, 404, 3),
+        ("HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n", Outcome::Failed, 503, 0),
         (
             "HTTP/1.1 429 No\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n",
-            Outcome::Pause {
-                after: Some(Duration::from_secs(7)),
-            },
+            Outcome::Pause { after: Some(Duration::from_secs(7)) },
             429,
             0,
         ),
@@ -213,16 +156,8 @@ async fn statuses_become_outcomes_and_failures_keep_a_kilobyte() {
     ] {
         let got = answer_to(answer).await;
 
-        assert_eq!(
-            (got.outcome, got.status),
-            (outcome, Some(status)),
-            "{answer}"
-        );
-        assert_eq!(
-            (got.step, got.answer_start.len()),
-            (Step::Status, start),
-            "{answer}"
-        );
+        assert_eq!((got.outcome, got.status), (outcome, Some(status)), "{answer}");
+        assert_eq!((got.step, got.answer_start.len()), (Step::Status, start), "{answer}");
     }
 }
 
@@ -261,10 +196,7 @@ async fn a_2xx_is_delivered_whatever_becomes_of_its_body() {
     // The first is cut off, the second hangs, the third never ends.
     let cut = Receiver::start(|receiver, _, mut stream| async move {
         receiver.read(&mut stream).await?;
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc")
-            .await
-            .ok()
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc").await.ok()
     })
     .await;
     let hanging = Receiver::answering("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc").await;
@@ -317,30 +249,20 @@ async fn no_more_than_64_kib_of_an_answer_are_read() {
     }
 
     assert_eq!((got.status, got.answer_start.len()), (Some(500), 1024));
-    assert!(
-        receiver.requests()[1].starts_with("broke after"),
-        "{:?}",
-        receiver.requests()
-    );
+    assert!(receiver.requests()[1].starts_with("broke after"), "{:?}", receiver.requests());
     assert!(line.pool.take(&["127.0.0.1".parse().unwrap()]).is_none());
 }
 
 #[tokio::test]
 async fn headers_are_limited_and_garbage_is_not_http() {
     let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(200));
-    let fits = format!(
-        "HTTP/1.1 200 OK\r\nx: {}\r\ncontent-length: 0\r\n\r\n",
-        "y".repeat(15_000)
-    );
+    let fits = format!("HTTP/1.1 200 OK\r\nx: {}\r\ncontent-length: 0\r\n\r\n", "y".repeat(15_000));
     let exceeds = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(17_000));
 
     assert_eq!(answer_to(fits).await, delivered());
     assert_eq!(answer_to(exceeds).await, failed(Step::Size));
     assert_eq!(answer_to(many).await, failed(Step::Size));
-    assert_eq!(
-        answer_to("SSH-2.0-OpenSSH_9.9\r\n\r\n").await,
-        failed(Step::Status)
-    );
+    assert_eq!(answer_to("SSH-2.0-OpenSSH_9.9\r\n\r\n").await, failed(Step::Status));
     let receiver = Receiver::start(flood(b"HTTP/1.1 200 OK\r\nx: ", b"y")).await;
     let Setup { sender, .. } = setup();
     let line = sender.line(&receiver.url("/")).unwrap();
@@ -379,10 +301,7 @@ async fn verification(answer: impl Into<Vec<u8>>) -> String {
     let nonce = Nonce::from_bytes([1; 16], [2; 32]);
     let verdict = challenge::verify(&sender, &line, &secrets(), &nonce).await;
     let request = receiver.requests().remove(0);
-    assert!(request.ends_with(&format!(
-        "\r\n\r\n{{\"challenge\":\"{}\"}}",
-        "02".repeat(32)
-    )));
+    assert!(request.ends_with(&format!("\r\n\r\n{{\"challenge\":\"{}\"}}", "02".repeat(32))));
     assert!(request.contains(&format!("\r\nwebhook-id: chal_{}\r\n", "01".repeat(16))));
     assert!(request.contains("\r\nwebhook-signature: v1,") && !request.contains("rollcall-"));
     verdict.map_or_else(|failure| failure.to_string(), |()| "verified".to_owned())
@@ -390,40 +309,18 @@ async fn verification(answer: impl Into<Vec<u8>>) -> String {
 
 #[tokio::test]
 async fn a_verification_sends_the_challenge_and_says_at_most_step_and_status() {
-    let with = |body: &str| {
-        format!(
-            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        )
-    };
-    let consent = format!(
-        r#"{{"code":200,"result":{{"challenge":"{}"}}}}"#,
-        "02".repeat(32)
-    );
+    let with =
+        |body: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let consent = format!(r#"{{"code":200,"result":{{"challenge":"{}"}}}}"#, "02".repeat(32));
     let padded = |size: usize| with(&format!("{consent}{}", " ".repeat(size - consent.len())));
     for (answer, verdict) in [
         (with(&consent), "verified"),
         (padded(65_536), "verified"),
-        (
-            padded(65_537),
-            "step size: the receiver's answer is too large",
-        ),
-        (
-            with("secret"),
-            "step json: the answer is not a JSON object without duplicate keys",
-        ),
-        (
-            with(&consent).replace("200 OK", "500 No"),
-            "step status: the receiver answered 500",
-        ),
-        (
-            with(&consent).replace("200 OK", "302 No"),
-            "step status: the receiver answered 302",
-        ),
-        (
-            with(&consent.replace("02", "03")),
-            "step challenge: the answer's result does not hold",
-        ),
+        (padded(65_537), "step size: the receiver's answer is too large"),
+        (with("secret"), "step json: the answer is not a JSON object without duplicate keys"),
+        (with(&consent).replace("200 OK", "500 No"), "step status: the receiver answered 500"),
+        (with(&consent).replace("200 OK", "302 No"), "step status: the receiver answered 302"),
+        (with(&consent.replace("02", "03")), "step challenge: the answer's result does not hold"),
     ] {
         let got = verification(answer).await;
         assert!(got.contains(verdict), "{verdict}: {got}");

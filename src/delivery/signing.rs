@@ -68,9 +68,7 @@ pub fn sign(secrets: &[SigningSecret], id: &str, timestamp_seconds: i64, body: &
             text.push(' ');
         }
         text.push_str(SIGNATURE_PREFIX);
-        let tag = authenticate(secret, id, &timestamp, body)
-            .finalize()
-            .into_bytes();
+        let tag = authenticate(secret, id, &timestamp, body).finalize().into_bytes();
         STANDARD.encode_string(tag, &mut text);
     }
     text
@@ -93,9 +91,7 @@ pub fn verify(
     if timestamp.starts_with('+') {
         return Err(VerifyError::TimestampMalformed);
     }
-    let seconds: i64 = timestamp
-        .parse()
-        .map_err(|_| VerifyError::TimestampMalformed)?;
+    let seconds: i64 = timestamp.parse().map_err(|_| VerifyError::TimestampMalformed)?;
     if seconds.abs_diff(now.seconds()) > TIMESTAMP_TOLERANCE.as_secs() {
         return Err(VerifyError::TimestampOutOfTolerance);
     }
@@ -107,20 +103,14 @@ pub fn verify(
         .filter_map(|text| STANDARD.decode(text).ok())
         // `verify_slice` compares in constant time.
         .any(|tag| expected.clone().verify_slice(&tag).is_ok());
-    if fits {
-        Ok(())
-    } else {
-        Err(VerifyError::NoSignatureFits)
-    }
+    if fits { Ok(()) } else { Err(VerifyError::NoSignatureFits) }
 }
 
 /// Reads a secret in text; nothing but exactly that form and length is accepted.
 #[must_use]
 pub fn parse_secret(text: &str) -> Option<SigningSecret> {
     let key = STANDARD.decode(text.strip_prefix(SECRET_PREFIX)?).ok()?;
-    (SECRET_BYTES_MIN..=SECRET_BYTES_MAX)
-        .contains(&key.len())
-        .then_some(SigningSecret(key))
+    (SECRET_BYTES_MIN..=SECRET_BYTES_MAX).contains(&key.len()).then_some(SigningSecret(key))
 }
 
 /// Writes a secret in text, for the one answer that shows it.

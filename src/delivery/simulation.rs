@@ -18,7 +18,7 @@ use super::outcome::Outcome;
 use crate::domain::clock::Moment;
 use crate::domain::id::ContactId;
 
-/// Random numbers of a world (SplitMix64): the same seed, the same story.
+/// Random numbers of a world (`SplitMix64`): the same seed, the same story.
 struct Dice(u64);
 
 impl Dice {
@@ -141,11 +141,7 @@ impl World {
             dice,
             now: Moment(0),
             log: Vec::new(),
-            durable: Durable {
-                generation: 1,
-                enabled: true,
-                ..Durable::default()
-            },
+            durable: Durable { generation: 1, enabled: true, ..Durable::default() },
             dropped_to: 0,
             lane: new_lane(),
             record: None,
@@ -203,16 +199,11 @@ impl World {
         self.lane.step(self.now, input, &mut effects);
         self.apply(effects);
         let wanted = self.lane.wanted(self.now);
-        let grant = if self.dice.chance(70) {
-            wanted
-        } else {
-            wanted.min(1)
-        };
+        let grant = if self.dice.chance(70) { wanted } else { wanted.min(1) };
         let mut effects = Vec::new();
         self.lane.take_surplus();
         if grant > 0 {
-            self.lane
-                .step(self.now, Input::Granted(grant), &mut effects);
+            self.lane.step(self.now, Input::Granted(grant), &mut effects);
         }
         self.apply(effects);
         self.lane.take_surplus();
@@ -221,11 +212,7 @@ impl World {
     fn apply(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Start {
-                    sequence,
-                    contact,
-                    attempt,
-                } => {
+                Effect::Start { sequence, contact, attempt } => {
                     self.check_start(sequence, contact, attempt);
                 }
                 Effect::Load { after, limit } => self.loads.push((after, limit)),
@@ -241,20 +228,13 @@ impl World {
     fn check_start(&mut self, sequence: u64, contact: ContactId, attempt: u32) {
         self.note(|| format!("start {sequence} of {contact} attempt {attempt}"));
         self.attempts += 1;
-        assert!(
-            self.durable.enabled,
-            "started {sequence} after an unsubscribe"
-        );
+        assert!(self.durable.enabled, "started {sequence} after an unsubscribe");
         assert!(
             self.flights.iter().all(|flight| flight.contact != contact),
             "two attempts of one contact in flight"
         );
         let index = usize::try_from(sequence - 1).expect("small");
-        assert_eq!(
-            self.log.get(index),
-            Some(&contact),
-            "started an event that is not in the log"
-        );
+        assert_eq!(self.log.get(index), Some(&contact), "started an event that is not in the log");
         for (earlier, owner) in (1..sequence).zip(&self.log) {
             let settled = earlier <= self.dropped_to || self.durable.finished(earlier);
             assert!(
@@ -265,53 +245,28 @@ impl World {
         if let Some((generation, newest)) = self.started.get(&contact)
             && *generation == self.durable.generation
         {
-            assert!(
-                sequence >= *newest,
-                "contact went back from {newest} to {sequence}"
-            );
+            assert!(sequence >= *newest, "contact went back from {newest} to {sequence}");
         }
-        assert!(
-            !self.durable.finished(sequence),
-            "{sequence} started although durably finished"
-        );
+        assert!(!self.durable.finished(sequence), "{sequence} started although durably finished");
         if self.delivered.contains(&sequence) {
-            assert!(
-                self.may_repeat.contains(&sequence),
-                "{sequence} repeated without a crash"
-            );
+            assert!(self.may_repeat.contains(&sequence), "{sequence} repeated without a crash");
         }
         if let Some(due) = self.due.get(&sequence) {
-            assert!(
-                *due <= self.now,
-                "{sequence} started {} ms early",
-                due.0 - self.now.0
-            );
+            assert!(*due <= self.now, "{sequence} started {} ms early", due.0 - self.now.0);
         }
-        self.started
-            .insert(contact, (self.durable.generation, sequence));
+        self.started.insert(contact, (self.durable.generation, sequence));
         let lasts = 1 + self.dice.roll(self.receiver.slowest_millis);
         let ends = self.now.plus(Duration::from_millis(lasts));
         let generation = self.durable.generation;
-        self.flights.push(InFlight {
-            generation,
-            sequence,
-            contact,
-            ends,
-        });
+        self.flights.push(InFlight { generation, sequence, contact, ends });
         let unrecorded = self.lane.in_flight();
         assert!(unrecorded <= UNRECORDED_MAX, "{unrecorded} in flight");
     }
 
     fn check_plan(&self, plan: &Plan) {
-        assert_eq!(
-            plan.generation, self.durable.generation,
-            "record of another generation"
-        );
+        assert_eq!(plan.generation, self.durable.generation, "record of another generation");
         assert!(plan.cursor >= self.durable.cursor, "cursor went back");
-        assert!(
-            plan.cursor <= self.log.len() as u64,
-            "cursor beyond the log"
-        );
+        assert!(plan.cursor <= self.log.len() as u64, "cursor beyond the log");
         let held: BTreeSet<u64> = plan.hold.iter().map(|held| held.sequence).collect();
         let mut after = self.durable.clone();
         store(&mut after, plan);
@@ -320,18 +275,12 @@ impl World {
             let settled = after.held.contains_key(&sequence)
                 || self.delivered.contains(&sequence)
                 || after.exhausted.contains(&sequence);
-            assert!(
-                settled,
-                "cursor passed {sequence}, neither finished nor held"
-            );
+            assert!(settled, "cursor passed {sequence}, neither finished nor held");
         }
         for sequence in plan.done.iter().chain(&plan.release) {
             let finished = self.delivered.contains(sequence) || after.exhausted.contains(sequence);
             assert!(finished, "{sequence} recorded as finished");
-            assert!(
-                !held.contains(sequence),
-                "{sequence} both held and finished"
-            );
+            assert!(!held.contains(sequence), "{sequence} both held and finished");
         }
     }
 
@@ -363,11 +312,7 @@ impl World {
         }
         let keep_permit = self.dice.chance(80);
         self.due.remove(&flight.sequence);
-        self.step(Input::Ended {
-            contact: flight.contact,
-            outcome,
-            keep_permit,
-        });
+        self.step(Input::Ended { contact: flight.contact, outcome, keep_permit });
     }
 
     fn judge(&mut self, flight: &InFlight) -> Outcome {
@@ -395,10 +340,7 @@ impl World {
         };
         let number = plan.number;
         if plan.generation != self.durable.generation || !self.durable.enabled {
-            self.step(Input::NotRecorded {
-                number,
-                superseded: true,
-            });
+            self.step(Input::NotRecorded { number, superseded: true });
             return;
         }
         self.note(|| format!("recorded cursor {} held {}", plan.cursor, plan.hold.len()));
@@ -418,10 +360,7 @@ impl World {
             store(&mut self.durable, &plan);
         }
         self.note(|| "record failed".to_owned());
-        self.step(Input::NotRecorded {
-            number: plan.number,
-            superseded: false,
-        });
+        self.step(Input::NotRecorded { number: plan.number, superseded: false });
     }
 
     fn answer_load(&mut self) {
@@ -431,13 +370,9 @@ impl World {
         let (after, limit) = self.loads.remove(0);
         let skip = usize::try_from(after).expect("small");
         let limit = usize::try_from(limit).expect("small");
-        let events: Vec<(u64, ContactId)> = (after + 1..)
-            .zip(self.log.iter().skip(skip).take(limit).copied())
-            .collect();
-        self.step(Input::Loaded {
-            after,
-            events: &events,
-        });
+        let events: Vec<(u64, ContactId)> =
+            (after + 1..).zip(self.log.iter().skip(skip).take(limit).copied()).collect();
+        self.step(Input::Loaded { after, events: &events });
     }
 
     fn pass_time(&mut self) {
@@ -464,10 +399,7 @@ impl World {
         self.loads.clear();
         if let Some(plan) = self.record.take() {
             // The engine reads progress only when no record is under way; one of an old generation was refused.
-            self.step(Input::NotRecorded {
-                number: plan.number,
-                superseded: true,
-            });
+            self.step(Input::NotRecorded { number: plan.number, superseded: true });
         }
         self.step(Input::Restart(progress));
     }
@@ -504,11 +436,7 @@ impl World {
             .copied()
             .filter(|sequence| *sequence > self.dropped_to && !self.durable.finished(*sequence))
             .collect();
-        assert!(
-            unrecorded.len() <= UNRECORDED_MAX,
-            "{} can be repeated",
-            unrecorded.len()
-        );
+        assert!(unrecorded.len() <= UNRECORDED_MAX, "{} can be repeated", unrecorded.len());
         self.may_repeat.extend(unrecorded);
     }
 
@@ -555,12 +483,8 @@ impl World {
         }
         self.step(Input::Halt);
         self.restart();
-        let held: Vec<(u64, Moment)> = self
-            .durable
-            .held
-            .values()
-            .map(|h| (h.sequence, h.due))
-            .collect();
+        let held: Vec<(u64, Moment)> =
+            self.durable.held.values().map(|h| (h.sequence, h.due)).collect();
         self.due.extend(held);
     }
 
@@ -618,15 +542,11 @@ fn store(durable: &mut Durable, plan: &Plan) {
     durable.cursor = plan.cursor;
     durable.done = plan.done.iter().copied().collect();
     durable.failing = plan.failing;
-    durable
-        .held
-        .extend(plan.hold.iter().map(|held| (held.sequence, *held)));
+    durable.held.extend(plan.hold.iter().map(|held| (held.sequence, *held)));
     for sequence in &plan.release {
         durable.held.remove(sequence);
     }
-    durable
-        .exhausted
-        .extend(plan.exhaust.iter().map(|(sequence, _, _)| *sequence));
+    durable.exhausted.extend(plan.exhaust.iter().map(|(sequence, _, _)| *sequence));
 }
 
 fn pick(dice: &mut Dice, sides: u64) -> usize {

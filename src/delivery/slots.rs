@@ -34,7 +34,7 @@ pub(super) struct Slots<T> {
     total: usize,
     inner: Mutex<Inner<T>>,
     waiting: AtomicUsize,
-    holding: AtomicUsize,
+    sharing: AtomicUsize,
 }
 
 /// What a lane reports.
@@ -61,7 +61,7 @@ impl<T: Clone> Slots<T> {
                 doubtful: VecDeque::new(),
             }),
             waiting: AtomicUsize::new(0),
-            holding: AtomicUsize::new(0),
+            sharing: AtomicUsize::new(0),
         }
     }
 
@@ -79,30 +79,24 @@ impl<T: Clone> Slots<T> {
         } else {
             let free = inner.free(self.total, false);
             inner.call(false, free, &mut called);
-            let free = inner
-                .free(self.total, true)
-                .min(free - called.len().min(free));
+            let free = inner.free(self.total, true).min(free - called.len().min(free));
             inner.call(true, free, &mut called);
         }
         self.waiting.store(inner.healthy.len(), Ordering::Relaxed);
-        self.holding.store(inner.holders.len(), Ordering::Relaxed);
+        self.sharing.store(inner.holders.len() + inner.healthy.len(), Ordering::Relaxed);
         (granted, called)
     }
 
     /// Whether a lane with this many permits keeps the one whose attempt just ended.
     pub(super) fn keeps(&self, permits: usize) -> bool {
-        let fair = self.total / self.holding.load(Ordering::Relaxed).max(1);
+        let fair = self.total / self.sharing.load(Ordering::Relaxed).max(1);
         self.waiting.load(Ordering::Relaxed) == 0 || permits <= fair.max(1)
     }
 
     /// The lanes that hold permits: any of them may have become doubtful by the passing of time.
     pub(super) fn holders(&self) -> Vec<T> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner
-            .holders
-            .values()
-            .map(|holder| holder.lane.clone())
-            .collect()
+        inner.holders.values().map(|holder| holder.lane.clone()).collect()
     }
 }
 
@@ -115,34 +109,19 @@ impl<T: Clone> Inner<T> {
         if permits > 0 {
             self.used += permits;
             self.used_by_doubtful += if doubtful { permits } else { 0 };
-            self.holders.insert(
-                id,
-                Holder {
-                    lane: lane.clone(),
-                    permits,
-                    doubtful,
-                },
-            );
+            self.holders.insert(id, Holder { lane: lane.clone(), permits, doubtful });
         }
     }
 
     fn join(&mut self, id: u64, lane: &T, doubtful: bool) {
         if self.waiting.insert(id) {
-            let line = if doubtful {
-                &mut self.doubtful
-            } else {
-                &mut self.healthy
-            };
+            let line = if doubtful { &mut self.doubtful } else { &mut self.healthy };
             line.push_back((id, lane.clone()));
         }
     }
 
     fn call(&mut self, doubtful: bool, free: usize, called: &mut Vec<T>) {
-        let line = if doubtful {
-            &mut self.doubtful
-        } else {
-            &mut self.healthy
-        };
+        let line = if doubtful { &mut self.doubtful } else { &mut self.healthy };
         let turns = free.min(line.len());
         for (id, lane) in line.drain(..turns) {
             self.waiting.remove(&id);
@@ -165,11 +144,7 @@ mod tests {
     use super::{Report, Slots};
 
     const fn report(permits: usize, doubtful: bool, wanted: usize) -> Report {
-        Report {
-            permits,
-            doubtful,
-            wanted,
-        }
+        Report { permits, doubtful, wanted }
     }
 
     #[test]

@@ -57,11 +57,7 @@ impl Target {
         let port = check_port(port_text, understood.port(), default_port)?;
         let host = check_host(host_text, &understood)?;
 
-        let authority = if port == default_port {
-            host_text
-        } else {
-            authority
-        };
+        let authority = if port == default_port { host_text } else { authority };
         let slash = if path.starts_with('/') { "" } else { "/" };
         let path_and_query = format!("{slash}{path}");
         // What is called must be what was checked: the HTTP library's own reading has the last word.
@@ -69,17 +65,9 @@ impl Target {
             .is_ok_and(|uri| uri.to_string() == path_and_query)
             && http::uri::Authority::try_from(authority).is_ok();
         if !callable {
-            return Err(Refusal::url(
-                "url contains characters that must be percent-encoded",
-            ));
+            return Err(Refusal::url("url contains characters that must be percent-encoded"));
         }
-        Ok(Self {
-            tls,
-            host,
-            port,
-            authority: authority.to_owned(),
-            path_and_query,
-        })
+        Ok(Self { tls, host, port, authority: authority.to_owned(), path_and_query })
     }
 }
 
@@ -87,15 +75,10 @@ impl Target {
 fn check_text(text: &str) -> Result<(), Refusal> {
     if text.len() > URL_BYTES_MAX {
         let message = format!("url must have at most {URL_BYTES_MAX} bytes");
-        return Err(Refusal {
-            step: Step::Url,
-            message: message.into(),
-        });
+        return Err(Refusal { step: Step::Url, message: message.into() });
     }
     if text.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
-        return Err(Refusal::url(
-            "url must not contain blanks or control characters",
-        ));
+        return Err(Refusal::url("url must not contain blanks or control characters"));
     }
     // Other characters could not be called byte for byte: a request line is ASCII.
     if !text.is_ascii() {
@@ -123,9 +106,7 @@ fn split_scheme(text: &str, allow_http: bool) -> Result<(bool, &str), Refusal> {
 fn parse_strictly(text: &str) -> Result<url::Url, Refusal> {
     let violated = Cell::new(false);
     let note = |_| violated.set(true);
-    let parsed = url::Url::options()
-        .syntax_violation_callback(Some(&note))
-        .parse(text);
+    let parsed = url::Url::options().syntax_violation_callback(Some(&note)).parse(text);
     match parsed {
         Ok(_) if violated.get() => Err(Refusal::url("url breaks the syntax of urls")),
         Ok(url) => Ok(url),
@@ -158,13 +139,9 @@ fn check_host(text: &str, understood: &url::Url) -> Result<TargetHost, Refusal> 
     if text.ends_with('.') {
         return Err(Refusal::url("the host of the url must not end in a dot"));
     }
-    let same = understood
-        .host_str()
-        .is_some_and(|host| host.eq_ignore_ascii_case(text));
+    let same = understood.host_str().is_some_and(|host| host.eq_ignore_ascii_case(text));
     if !same {
-        return Err(Refusal::url(
-            "the host of the url must be written in its plain form",
-        ));
+        return Err(Refusal::url("the host of the url must be written in its plain form"));
     }
     match understood.host() {
         Some(url::Host::Domain(name)) if is_plain_name(name) => {

@@ -61,10 +61,7 @@ pub const NAMES_MAX: usize = 10_000;
 /// Elasticsearch, memcached; and 0, which is none.
 pub const DENY_PORTS_DEFAULT: [u16; 8] = [0, 22, 25, 2375, 5432, 6379, 9200, 11211];
 
-const LOOPBACK: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::LOCALHOST),
-    IpAddr::V6(Ipv6Addr::LOCALHOST),
-];
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// What the operator decides; the default is what production runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,11 +117,7 @@ impl TargetGuard {
     pub fn new(mut settings: Settings, resolver: impl Resolve + 'static) -> Self {
         settings.allow_hosts = sort_hosts(&settings.allow_hosts, &mut settings.allow_targets);
         settings.deny_hosts = sort_hosts(&settings.deny_hosts, &mut settings.deny_targets);
-        Self {
-            settings,
-            resolver: Box::new(resolver),
-            answers: Mutex::default(),
-        }
+        Self { settings, resolver: Box::new(resolver), answers: Mutex::default() }
     }
 
     /// Judges the text of a URL, without asking anybody: nothing is resolved here.
@@ -186,14 +179,10 @@ impl TargetGuard {
         if is_localhost(name) {
             return self.judge_localhost(name);
         }
-        let answer = self
-            .resolver
-            .lookup(name)
-            .await
-            .map_err(|error| match error {
-                LookupError::NotFound => Refusal::name("the host name has no address"),
-                LookupError::Unavailable => Refusal::name("the host name could not be resolved"),
-            })?;
+        let answer = self.resolver.lookup(name).await.map_err(|error| match error {
+            LookupError::NotFound => Refusal::name("the host name has no address"),
+            LookupError::Unavailable => Refusal::name("the host name could not be resolved"),
+        })?;
         let verdict = self.judge_answer(name, &answer.addresses);
         self.keep_answer(name, verdict.clone(), answer.ttl, Instant::now());
         verdict
@@ -202,10 +191,7 @@ impl TargetGuard {
     /// Forgets all answers, so that a test need not wait for their end.
     #[cfg(test)]
     pub(super) fn forget_answers(&self) {
-        self.answers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn check_name(&self, name: &str) -> Result<(), Refusal> {
@@ -216,9 +202,7 @@ impl TargetGuard {
             return Ok(());
         }
         if is_localhost(name) {
-            let covered = LOOPBACK
-                .iter()
-                .any(|ip| covers(&self.settings.allow_targets, *ip));
+            let covered = LOOPBACK.iter().any(|ip| covers(&self.settings.allow_targets, *ip));
             let refusal = Refusal::name("the host name must not be localhost");
             return if covered { Ok(()) } else { Err(refusal) };
         }
@@ -226,9 +210,7 @@ impl TargetGuard {
             return Err(Refusal::name("the host name must have more than one label"));
         }
         if under(name, "local") || under(name, "internal") {
-            return Err(Refusal::name(
-                "the host name must not end in .local or .internal",
-            ));
+            return Err(Refusal::name("the host name must not end in .local or .internal"));
         }
         Ok(())
     }
@@ -261,11 +243,7 @@ impl TargetGuard {
         }
         let excused = under_any(&self.settings.allow_hosts, name);
         for address in addresses {
-            let verdict = if excused {
-                self.judge_denied(*address)
-            } else {
-                self.judge(*address)
-            };
+            let verdict = if excused { self.judge_denied(*address) } else { self.judge(*address) };
             if verdict.is_err() {
                 return Err(Refusal::address(
                     "the host name stands for an address that is not allowed",
@@ -306,8 +284,7 @@ fn under_any(suffixes: &[String], name: &str) -> bool {
 
 /// Whether the name is the suffix or ends in it, label by label.
 fn under(name: &str, suffix: &str) -> bool {
-    name.strip_suffix(suffix)
-        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 fn covers(nets: &[IpNet], address: IpAddr) -> bool {

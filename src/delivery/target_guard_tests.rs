@@ -23,10 +23,7 @@ struct Table {
 impl Table {
     fn set(&self, name: &str, addresses: &[&str], ttl_seconds: u64) {
         let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
-        let answer = Lookup {
-            addresses,
-            ttl: Duration::from_secs(ttl_seconds),
-        };
+        let answer = Lookup { addresses, ttl: Duration::from_secs(ttl_seconds) };
         self.answers.lock().unwrap().insert(name.to_owned(), answer);
     }
 
@@ -101,23 +98,13 @@ fn http_and_localhost_need_the_operator() {
         assert!(step(&guard(|_| ()), url).is_some(), "{url}");
     }
     assert_eq!(dev.check_url("http://example.com/").unwrap().port, 80);
-    assert_eq!(
-        dev.check_url("http://example.com:443/").unwrap().authority,
-        "example.com:443"
-    );
-    for url in [
-        "http://10.0.0.1/",
-        "http://[::ffff:7f00:1]/",
-        "http://128.0.0.0.0/",
-        "http://db/",
-    ] {
+    assert_eq!(dev.check_url("http://example.com:443/").unwrap().authority, "example.com:443");
+    for url in ["http://10.0.0.1/", "http://[::ffff:7f00:1]/", "http://128.0.0.0.0/", "http://db/"]
+    {
         assert!(step(&dev, url).is_some(), "{url}");
     }
     // Only http was allowed: loopback stays refused, and the other way round.
-    assert_eq!(
-        step(&guard(|s| s.allow_http = true), "http://localhost/"),
-        Some(Step::Name)
-    );
+    assert_eq!(step(&guard(|s| s.allow_http = true), "http://localhost/"), Some(Step::Name));
     let loopback = guard(|settings| settings.allow_targets = nets(&["127.0.0.0/8"]));
     assert_eq!(step(&loopback, "http://127.0.0.1/"), Some(Step::Url));
     assert_eq!(step(&loopback, "https://localhost/"), None);
@@ -127,22 +114,11 @@ fn http_and_localhost_need_the_operator() {
 fn ports_of_services_without_passwords_are_refused() {
     let default = guard(|settings| settings.allow_http = true);
     for port in [0, 22, 25, 2375, 5432, 6379, 9200, 11211] {
-        assert_eq!(
-            step(&default, &format!("https://example.com:{port}/")),
-            Some(Step::Url)
-        );
-        assert_eq!(
-            step(&default, &format!("http://8.8.8.8:{port}/")),
-            Some(Step::Url)
-        );
+        assert_eq!(step(&default, &format!("https://example.com:{port}/")), Some(Step::Url));
+        assert_eq!(step(&default, &format!("http://8.8.8.8:{port}/")), Some(Step::Url));
     }
-    for port in [
-        1, 21, 23, 24, 26, 2374, 2376, 5431, 5433, 6380, 9201, 11210, 11212,
-    ] {
-        assert_eq!(
-            step(&default, &format!("https://example.com:{port}/")),
-            None
-        );
+    for port in [1, 21, 23, 24, 26, 2374, 2376, 5431, 5433, 6380, 9201, 11210, 11212] {
+        assert_eq!(step(&default, &format!("https://example.com:{port}/")), None);
     }
     let closed = guard(|settings| settings.deny_ports = vec![443]);
     assert_eq!(step(&closed, "https://example.com/"), Some(Step::Url));
@@ -195,11 +171,7 @@ fn deny_wins_over_allow_and_allow_over_the_table() {
         ("::ffff:127.0.0.1", false),
         ("2002:a00:1::1", false),
     ] {
-        assert_eq!(
-            guard.judge(address.parse().unwrap()).is_ok(),
-            accepted,
-            "{address}"
-        );
+        assert_eq!(guard.judge(address.parse().unwrap()).is_ok(), accepted, "{address}");
     }
 }
 
@@ -240,21 +212,11 @@ fn messages_name_the_rule_in_lower_case() {
         ("http://example.com/", "url must begin with https://"),
         ("https://u:p@example.com/", "url must not contain user info"),
         ("https://example.com/#a", "url must not contain a fragment"),
-        (
-            "https://example.com:22/",
-            "the port of the url is not allowed",
-        ),
-        (
-            "https://0x7f.1/",
-            "the host of the url must be written in its plain form",
-        ),
+        ("https://example.com:22/", "the port of the url is not allowed"),
+        ("https://0x7f.1/", "the host of the url must be written in its plain form"),
         ("https://10.0.0.1/", "the address is not globally reachable"),
     ] {
-        assert_eq!(
-            guard.check_url(url).unwrap_err().to_string(),
-            message,
-            "{url}"
-        );
+        assert_eq!(guard.check_url(url).unwrap_err().to_string(), message, "{url}");
     }
     assert_eq!(Step::Tls.to_string(), "tls");
 }
@@ -280,16 +242,9 @@ async fn one_bad_address_refuses_the_name_and_is_not_named() {
 
         let answer = guard.resolve(&target("https://Example.com/")).await;
 
-        assert_eq!(
-            answer.as_ref().err().map(|refusal| refusal.step),
-            refused,
-            "{addresses:?}"
-        );
+        assert_eq!(answer.as_ref().err().map(|refusal| refusal.step), refused, "{addresses:?}");
         if let Err(refusal) = answer {
-            assert!(
-                !refusal.message.contains(|c: char| c.is_ascii_digit()),
-                "{refusal}"
-            );
+            assert!(!refusal.message.contains(|c: char| c.is_ascii_digit()), "{refusal}");
         }
     }
 }
@@ -322,20 +277,11 @@ async fn literals_and_names_that_slipped_past_the_check_are_refused_at_connect()
     let table = Table::default();
     table.set("db.internal", &["8.8.8.8"], 60);
     let guard = TargetGuard::new(Settings::default(), table);
-    let with = |host| Target {
-        host,
-        ..target("https://example.com/")
-    };
+    let with = |host| Target { host, ..target("https://example.com/") };
 
-    let literal = guard
-        .resolve(&with(TargetHost::Address("127.0.0.1".parse().unwrap())))
-        .await;
-    let name = guard
-        .resolve(&with(TargetHost::Name("db.internal".to_owned())))
-        .await;
-    let localhost = guard
-        .resolve(&with(TargetHost::Name("localhost".to_owned())))
-        .await;
+    let literal = guard.resolve(&with(TargetHost::Address("127.0.0.1".parse().unwrap()))).await;
+    let name = guard.resolve(&with(TargetHost::Name("db.internal".to_owned()))).await;
+    let localhost = guard.resolve(&with(TargetHost::Name("localhost".to_owned()))).await;
 
     assert_eq!(literal.unwrap_err().step, Step::Address);
     assert_eq!(name.unwrap_err().step, Step::Name);
@@ -351,10 +297,7 @@ async fn localhost_is_loopback_as_far_as_allowed_without_asking() {
     ] {
         let table = Table::default();
         table.set("a.localhost", &["8.8.8.8"], 60);
-        let settings = Settings {
-            allow_targets: nets(allowed),
-            ..Settings::default()
-        };
+        let settings = Settings { allow_targets: nets(allowed), ..Settings::default() };
         let guard = TargetGuard::new(settings, table.clone());
         let target = guard.check_url("https://a.localhost/").unwrap();
 
@@ -373,11 +316,7 @@ async fn answers_are_kept_for_their_ttl_between_one_second_and_one_minute() {
         guard.keep_answer("example.com", verdict, Duration::from_secs(ttl), start);
 
         let end = start + Duration::from_secs(kept_for_seconds);
-        assert!(
-            guard
-                .find_answer("example.com", end - Duration::from_millis(1))
-                .is_some()
-        );
+        assert!(guard.find_answer("example.com", end - Duration::from_millis(1)).is_some());
         assert!(guard.find_answer("example.com", end).is_none());
     }
 }
@@ -416,17 +355,8 @@ async fn the_number_of_kept_answers_is_bounded() {
     let now = Instant::now();
     for number in 0..=NAMES_MAX {
         let answer = guard.judge_answer("a.example", &["8.8.8.8".parse().unwrap()]);
-        guard.keep_answer(
-            &format!("{number}.example.com"),
-            answer,
-            Duration::from_secs(60),
-            now,
-        );
+        guard.keep_answer(&format!("{number}.example.com"), answer, Duration::from_secs(60), now);
         assert!(guard.answers.lock().unwrap().len() <= NAMES_MAX);
     }
-    assert!(
-        guard
-            .find_answer(&format!("{NAMES_MAX}.example.com"), now)
-            .is_some()
-    );
+    assert!(guard.find_answer(&format!("{NAMES_MAX}.example.com"), now).is_some());
 }

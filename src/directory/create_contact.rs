@@ -21,8 +21,6 @@ impl Directory {
     ) -> Result<ContactAnswer, Error> {
         // The writer checks again; here a wish that can never succeed does not take its time.
         check_create(&wish).map_err(Error::Refused)?;
-        self.write
-            .change_contact(service, ContactChange::Create(wish), key)
-            .await
+        self.write.change_contact(service, ContactChange::Create(wish), key).await
     }
 }

@@ -18,8 +18,6 @@ impl Directory {
         id: ContactId,
         if_match: IfMatch,
     ) -> Result<ContactAnswer, Error> {
-        self.write
-            .change_contact(service, ContactChange::Delete { id, if_match }, None)
-            .await
+        self.write.change_contact(service, ContactChange::Delete { id, if_match }, None).await
     }
 }

@@ -20,16 +20,6 @@ impl Directory {
         patch: ContactPatch,
         if_match: IfMatch,
     ) -> Result<ContactAnswer, Error> {
-        self.write
-            .change_contact(
-                service,
-                ContactChange::Edit {
-                    id,
-                    patch,
-                    if_match,
-                },
-                None,
-            )
-            .await
+        self.write.change_contact(service, ContactChange::Edit { id, patch, if_match }, None).await
     }
 }

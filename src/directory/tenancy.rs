@@ -46,13 +46,7 @@ impl Directory {
     ) -> Result<(App, Token), Error> {
         let token = Token::from_random(Token::APP_PREFIX, random()?);
         let secret = SigningSecret(random()?.to_vec());
-        let app = NewApp {
-            service,
-            name,
-            scopes,
-            token: token.hash(),
-            secret,
-        };
+        let app = NewApp { service, name, scopes, token: token.hash(), secret };
         Ok((self.write.create_app(app).await?, token))
     }
 
@@ -77,9 +71,7 @@ impl Directory {
         earlier_until: Timestamp,
     ) -> Result<Token, Error> {
         let token = Token::from_random(Token::APP_PREFIX, random()?);
-        self.write
-            .rotate_token(service, app, token.hash(), earlier_until)
-            .await?;
+        self.write.rotate_token(service, app, token.hash(), earlier_until).await?;
         Ok(token)
     }
 }

@@ -32,19 +32,13 @@ impl Timestamp {
     /// This much later.
     #[must_use]
     pub fn plus(self, wait: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// This much earlier.
     #[must_use]
     pub fn minus(self, age: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// The time from `earlier` to here; zero when `earlier` is later.
@@ -56,9 +50,7 @@ impl Timestamp {
     /// Reads an RFC 3339 time with any offset.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        text.parse::<jiff::Timestamp>()
-            .ok()
-            .map(|t| Self(t.as_millisecond()))
+        text.parse::<jiff::Timestamp>().ok().map(|t| Self(t.as_millisecond()))
     }
 }
 
@@ -80,19 +72,13 @@ impl Moment {
     /// This much later.
     #[must_use]
     pub fn plus(self, wait: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// This much earlier; may lie before the process started.
     #[must_use]
     pub fn minus(self, age: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// The time from `earlier` to here; zero when `earlier` is later.
@@ -120,9 +106,7 @@ impl SystemClock {
     /// A clock whose monotonic time starts now.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            started: std::time::Instant::now(),
-        }
+        Self { started: std::time::Instant::now() }
     }
 }
 

@@ -71,9 +71,7 @@ pub(super) fn parse_value(field: Field, value: Value) -> Result<Option<FieldValu
             _ => Err("must be a string".to_owned()),
         },
     };
-    parsed
-        .map(Some)
-        .map_err(|rule| FieldError::new(field.name(), rule))
+    parsed.map(Some).map_err(|rule| FieldError::new(field.name(), rule))
 }
 
 fn check_text(field: Field, text: &str) -> Result<(), String> {
@@ -87,9 +85,7 @@ fn check_text(field: Field, text: &str) -> Result<(), String> {
         Field::FirstName | Field::LastName => {
             let chars = text.chars().count();
             if chars == 0 || chars > NAME_CHARS_MAX {
-                return Err(format!(
-                    "must have 1 to {NAME_CHARS_MAX} characters, has {chars}"
-                ));
+                return Err(format!("must have 1 to {NAME_CHARS_MAX} characters, has {chars}"));
             }
             if text.chars().all(char::is_whitespace) {
                 return Err("must not be only blanks".to_owned());
@@ -106,9 +102,7 @@ fn check_text(field: Field, text: &str) -> Result<(), String> {
         _ => {
             let chars = text.chars().count();
             if chars > TEXT_CHARS_MAX {
-                return Err(format!(
-                    "must have at most {TEXT_CHARS_MAX} characters, has {chars}"
-                ));
+                return Err(format!("must have at most {TEXT_CHARS_MAX} characters, has {chars}"));
             }
             Ok(())
         }
@@ -184,9 +178,7 @@ fn extension(value: &Value) -> Result<FieldValue, String> {
         Some(number) if (u64::from(EXTENSION_MIN)..=u64::from(EXTENSION_MAX)).contains(&number) => {
             Ok(FieldValue::Number(number))
         }
-        _ => Err(format!(
-            "must be a whole number from {EXTENSION_MIN} to {EXTENSION_MAX}"
-        )),
+        _ => Err(format!("must be a whole number from {EXTENSION_MIN} to {EXTENSION_MAX}")),
     }
 }
 
@@ -195,8 +187,5 @@ fn is_timezone(name: &str) -> bool {
     // The bundled database looks names up without regard to case; other systems that get the name do not.
     static ZONES: std::sync::LazyLock<jiff::tz::TimeZoneDatabase> =
         std::sync::LazyLock::new(jiff::tz::TimeZoneDatabase::bundled);
-    name.len() <= 64
-        && ZONES
-            .get(name)
-            .is_ok_and(|zone| zone.iana_name() == Some(name))
+    name.len() <= 64 && ZONES.get(name).is_ok_and(|zone| zone.iana_name() == Some(name))
 }

@@ -101,10 +101,7 @@ impl Scopes {
 
     /// The names in the set, in listing order.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
-        Scope::ALL
-            .into_iter()
-            .filter(move |scope| self.contains(*scope))
-            .map(Scope::name)
+        Scope::ALL.into_iter().filter(move |scope| self.contains(*scope)).map(Scope::name)
     }
 
     /// The bits that are stored.

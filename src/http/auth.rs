@@ -55,13 +55,7 @@ impl Auth {
         epoch: Arc<AtomicU64>,
         admin: Option<&Token>,
     ) -> Self {
-        Self {
-            read,
-            clock,
-            epoch,
-            admin: admin.map(Token::hash),
-            remembered: RwLock::default(),
-        }
+        Self { read, clock, epoch, admin: admin.map(Token::hash), remembered: RwLock::default() }
     }
 
     /// The app whose token the request carries.
@@ -103,33 +97,20 @@ impl Auth {
     }
 
     fn remembered(&self, hash: &TokenHash, epoch: u64, now: Moment) -> Option<Arc<App>> {
-        let remembered = self
-            .remembered
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let remembered = self.remembered.read().unwrap_or_else(PoisonError::into_inner);
         let entry = remembered.get(hash)?;
         (entry.epoch == epoch && now < entry.until).then(|| Arc::clone(&entry.app))
     }
 
     fn remember(&self, hash: TokenHash, app: Arc<App>, epoch: u64, now: Moment) {
-        let mut remembered = self
-            .remembered
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut remembered = self.remembered.write().unwrap_or_else(PoisonError::into_inner);
         if remembered.len() >= REMEMBERED_MAX {
             remembered.retain(|_, entry| entry.epoch == epoch && now < entry.until);
         }
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();
         }
-        remembered.insert(
-            hash,
-            Remembered {
-                app,
-                epoch,
-                until: now.plus(REMEMBERED_FOR),
-            },
-        );
+        remembered.insert(hash, Remembered { app, epoch, until: now.plus(REMEMBERED_FOR) });
     }
 }
 

@@ -43,11 +43,7 @@ impl Http {
         app_id: &str,
         scope: Scope,
     ) -> Result<Caller, (Option<Caller>, ApiError)> {
-        let app = self
-            .auth
-            .find_app(headers)
-            .await
-            .map_err(|error| (None, error))?;
+        let app = self.auth.find_app(headers).await.map_err(|error| (None, error))?;
         let caller = Caller { app };
         let judged = if AppId::parse(app_id) == Some(caller.app()) {
             self.rates.check(caller.service()).and_then(|()| {

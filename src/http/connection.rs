@@ -63,11 +63,7 @@ pub struct ConnectionProgress(Arc<Mutex<Progress>>);
 impl ConnectionProgress {
     fn new() -> Self {
         let phase = Phase::Waiting(Instant::now());
-        Self(Arc::new(Mutex::new(Progress {
-            phase,
-            head_since: None,
-            scan: HeadScan::default(),
-        })))
+        Self(Arc::new(Mutex::new(Progress { phase, head_since: None, scan: HeadScan::default() })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
@@ -123,15 +119,9 @@ impl Progress {
         if !head.ends_with("\r\n\r\n") || head.contains("x-request-id") {
             return None;
         }
-        let line_too_long = self
-            .scan
-            .open_request_line()
-            .is_some_and(|bytes| bytes > URI_BYTES_MAX);
-        let status = if line_too_long {
-            "414"
-        } else {
-            head.get(9..12)?
-        };
+        let line_too_long =
+            self.scan.open_request_line().is_some_and(|bytes| bytes > URI_BYTES_MAX);
+        let status = if line_too_long { "414" } else { head.get(9..12)? };
         Some(match status {
             "414" => uri_too_long(),
             "431" => headers_too_large(),
@@ -230,9 +220,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Reads and drops what still comes until the caller closes, for a moment.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let linger = self
-            .linger
-            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + LINGER)));
+        let linger =
+            self.linger.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + LINGER)));
         if linger.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }

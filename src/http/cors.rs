@@ -44,10 +44,7 @@ impl Cors {
     pub fn new(origins: &[String]) -> Self {
         Self {
             any: origins.iter().any(|origin| origin == "*"),
-            origins: origins
-                .iter()
-                .filter_map(|origin| origin.parse().ok())
-                .collect(),
+            origins: origins.iter().filter_map(|origin| origin.parse().ok()).collect(),
         }
     }
 
@@ -87,10 +84,7 @@ impl CorsRequest {
             Self::None | Self::Refused | Self::Preflight(None) => return,
         };
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.insert(
-            ACCESS_CONTROL_ALLOW_CREDENTIALS,
-            HeaderValue::from_static("true"),
-        );
+        headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         if preflight {
             headers.insert(ACCESS_CONTROL_ALLOW_METHODS, METHODS);
             headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
@@ -129,18 +123,9 @@ mod tests {
             judge(&[page], "GET", "/v1/api/x", Some("https://a.example.org")),
             CorsRequest::Refused
         );
-        assert_eq!(
-            judge(&[page], "GET", "/v1/api/x", None),
-            CorsRequest::Refused
-        );
-        assert_eq!(
-            judge(&[page], "GET", "/v1/admin/services", Some(page)),
-            CorsRequest::None
-        );
-        assert_eq!(
-            judge(&[], "GET", "/v1/api/x", Some(page)),
-            CorsRequest::None
-        );
+        assert_eq!(judge(&[page], "GET", "/v1/api/x", None), CorsRequest::Refused);
+        assert_eq!(judge(&[page], "GET", "/v1/admin/services", Some(page)), CorsRequest::None);
+        assert_eq!(judge(&[], "GET", "/v1/api/x", Some(page)), CorsRequest::None);
         assert_eq!(
             judge(&[page], "OPTIONS", "/v1/api/x", Some("https://b.example")),
             CorsRequest::Preflight(None)

@@ -65,13 +65,7 @@ impl ApiError {
     /// An error of this status and code.
     #[must_use]
     pub fn new(status: StatusCode, code: u32, message: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            status,
-            code,
-            message: message.into(),
-            extra: Extra::None,
-            cause: None,
-        }
+        Self { status, code, message: message.into(), extra: Extra::None, cause: None }
     }
 
     /// 400: the request breaks a rule; the message names field, rule and limit.
@@ -90,10 +84,7 @@ impl ApiError {
     #[must_use]
     pub fn invalid_token() -> Self {
         let error = Self::new(StatusCode::UNAUTHORIZED, CODE_TOKEN, "Invalid token");
-        Self {
-            extra: Extra::Authenticate,
-            ..error
-        }
+        Self { extra: Extra::Authenticate, ..error }
     }
 
     /// 403: the token is not for this app, or there is no such app.
@@ -105,11 +96,7 @@ impl ApiError {
     /// 403: the token lacks this scope.
     #[must_use]
     pub fn missing_scope(scope: &str) -> Self {
-        Self::new(
-            StatusCode::FORBIDDEN,
-            CODE_SCOPE,
-            format!("the token lacks the scope {scope}"),
-        )
+        Self::new(StatusCode::FORBIDDEN, CODE_SCOPE, format!("the token lacks the scope {scope}"))
     }
 
     /// 404: a well-formed id that is not there.
@@ -129,25 +116,14 @@ impl ApiError {
     #[must_use]
     pub fn unknown_method(method: &str, path: &str, allow: String) -> Self {
         let error = Self::unknown_path(method, path);
-        Self {
-            status: StatusCode::METHOD_NOT_ALLOWED,
-            extra: Extra::Allow(allow),
-            ..error
-        }
+        Self { status: StatusCode::METHOD_NOT_ALLOWED, extra: Extra::Allow(allow), ..error }
     }
 
     /// 429: over a rate; it has room again after this many seconds.
     #[must_use]
     pub fn too_many_requests(retry_after_seconds: u64) -> Self {
-        let error = Self::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            CODE_RATE,
-            "Too many requests",
-        );
-        Self {
-            extra: Extra::RetryAfter(retry_after_seconds.max(1)),
-            ..error
-        }
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, CODE_RATE, "Too many requests");
+        Self { extra: Extra::RetryAfter(retry_after_seconds.max(1)), ..error }
     }
 
     /// 500: our fault. The caller sees only the request id.
@@ -155,10 +131,7 @@ impl ApiError {
     pub fn internal(cause: impl Into<String>) -> Self {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         let error = Self::new(status, CODE_SERVICE, "Bad response from the service");
-        Self {
-            cause: Some(cause.into()),
-            ..error
-        }
+        Self { cause: Some(cause.into()), ..error }
     }
 
     /// 503: the store is away; the outcome is unknown. The caller sees only the request id.
@@ -180,11 +153,7 @@ impl ApiError {
         } else {
             self.message.as_ref().into()
         };
-        format!(
-            r#"{{"code":{},"message":{}}}"#,
-            self.code,
-            json_text(&shown)
-        )
+        format!(r#"{{"code":{},"message":{}}}"#, self.code, json_text(&shown))
     }
 }
 
@@ -302,11 +271,7 @@ mod tests {
     #[test]
     fn every_error_of_the_store_has_its_row_in_the_table() {
         let taken = FieldError::new("email", "is taken");
-        check(
-            store::Error::NotFound,
-            404,
-            r#"{"code":6451011,"message":"No records found"}"#,
-        );
+        check(store::Error::NotFound, 404, r#"{"code":6451011,"message":"No records found"}"#);
         check(
             store::Error::Refused(taken.clone()),
             400,
@@ -338,16 +303,8 @@ mod tests {
     fn our_own_faults_show_the_request_id_and_never_the_cause() {
         let shown =
             r#"{"code":6451001,"message":"Bad response from the service, request id: req_1"}"#;
-        check(
-            store::Error::Unavailable("disk full".to_owned()),
-            503,
-            shown,
-        );
-        check(
-            store::Error::Internal("no such table".to_owned()),
-            500,
-            shown,
-        );
+        check(store::Error::Unavailable("disk full".to_owned()), 503, shown);
+        check(store::Error::Internal("no such table".to_owned()), 500, shown);
     }
 
     #[test]

@@ -107,12 +107,6 @@ impl HeadScan {
         }
     }
 
-    /// Whether a head has begun and not ended.
-    #[must_use]
-    pub fn inside_head(&self) -> bool {
-        self.place == Place::Head && (self.line > 0 || self.line_bytes > 0)
-    }
-
     /// Bytes of the request line so far, while it has not ended.
     #[must_use]
     pub fn open_request_line(&self) -> Option<usize> {
@@ -120,10 +114,7 @@ impl HeadScan {
     }
 
     fn restart(&mut self) {
-        *self = Self {
-            verdict: self.verdict,
-            ..Self::default()
-        };
+        *self = Self { verdict: self.verdict, ..Self::default() };
     }
 
     fn feed_head(&mut self, byte: u8) {
@@ -157,9 +148,7 @@ impl HeadScan {
     fn feed_value(&mut self, byte: u8) {
         if self.is_length && byte.is_ascii_digit() {
             let digit = u64::from(byte - b'0');
-            self.length = self
-                .length
-                .and_then(|length| length.checked_mul(10)?.checked_add(digit));
+            self.length = self.length.and_then(|length| length.checked_mul(10)?.checked_add(digit));
         }
     }
 
@@ -177,11 +166,7 @@ impl HeadScan {
 
     fn end_head(&mut self) {
         let both = self.has_length && self.has_encoding;
-        self.verdict = Some(if both {
-            Verdict::TwoLengths
-        } else {
-            Verdict::Clear
-        });
+        self.verdict = Some(if both { Verdict::TwoLengths } else { Verdict::Clear });
         self.tail = [0; 5];
         self.place = if self.has_encoding {
             Place::Body(None)
@@ -207,19 +192,10 @@ mod tests {
     #[test]
     fn both_headers_are_seen_in_any_order_case_and_cut() {
         check(&["GET / HTTP/1.1\r\nHost: a\r\n\r\n"], Verdict::Clear);
+        check(&["POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"], Verdict::Clear);
+        check(&["POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"], Verdict::Clear);
         check(
-            &["POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"],
-            Verdict::Clear,
-        );
-        check(
-            &["POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"],
-            Verdict::Clear,
-        );
-        check(
-            &[
-                "POST / HTTP/1.1\r\ncontent-LENGTH: 2\r\nTransfer-enc",
-                "oding: chunked\r\n\r\n",
-            ],
+            &["POST / HTTP/1.1\r\ncontent-LENGTH: 2\r\nTransfer-enc", "oding: chunked\r\n\r\n"],
             Verdict::TwoLengths,
         );
         check(
@@ -232,10 +208,7 @@ mod tests {
             ],
             Verdict::Clear,
         );
-        check(
-            &["POST / HTTP/1.1\r\nContent-Length: 2\r\n"],
-            Verdict::Unsure,
-        );
+        check(&["POST / HTTP/1.1\r\nContent-Length: 2\r\n"], Verdict::Unsure);
     }
 
     #[test]
@@ -271,11 +244,9 @@ mod tests {
         let mut scan = HeadScan::default();
         scan.feed(b"\r\nGET /abc");
         assert_eq!(scan.open_request_line(), Some(8));
-        assert!(scan.inside_head());
 
         scan.feed(b" HTTP/1.1\r\n");
 
         assert_eq!(scan.open_request_line(), None);
-        assert!(scan.inside_head());
     }
 }

@@ -58,8 +58,7 @@ impl JsonObject {
     ///
     /// 400: it is missing or null.
     pub fn take_required(&mut self, name: &str) -> Result<Value, ApiError> {
-        self.take(name)
-            .ok_or_else(|| ApiError::invalid(format!("{name}: is required")))
+        self.take(name).ok_or_else(|| ApiError::invalid(format!("{name}: is required")))
     }
 
     /// Takes a required true or false out.
@@ -106,10 +105,7 @@ impl JsonObject {
     pub fn refuse_unknown(self) -> Result<(), ApiError> {
         match self.0.keys().next() {
             None => Ok(()),
-            Some(name) => Err(ApiError::invalid(format!(
-                "{}: is not a known field",
-                shown(name)
-            ))),
+            Some(name) => Err(ApiError::invalid(format!("{}: is not a known field", shown(name)))),
         }
     }
 
@@ -123,10 +119,7 @@ impl JsonObject {
 /// A caller's own text, short and harmless enough for an error.
 #[must_use]
 pub fn shown(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(SHOWN_CHARS_MAX)
-        .collect()
+    text.chars().filter(|c| !c.is_control()).take(SHOWN_CHARS_MAX).collect()
 }
 
 /// Builds a [`Value`] as `serde_json` does, but refuses duplicate keys and U+0000.
@@ -190,10 +183,7 @@ impl<'de> Visitor<'de> for Strict {
         let mut object = Map::new();
         while let Some(name) = fields.next_key::<String>()? {
             if object.contains_key(&name) {
-                return Err(A::Error::custom(format_args!(
-                    "duplicate field {}",
-                    shown(&name)
-                )));
+                return Err(A::Error::custom(format_args!("duplicate field {}", shown(&name))));
             }
             let value = fields.next_value_seed(Strict)?;
             object.insert(name, value);
@@ -234,18 +224,9 @@ mod tests {
 
     #[test]
     fn duplicate_fields_are_refused_at_every_depth() {
-        check(
-            br#"{"a":1,"a":1}"#,
-            Some("malformed JSON: duplicate field a"),
-        );
-        check(
-            br#"{"a":[{"b":1,"b":2}]}"#,
-            Some("malformed JSON: duplicate field b"),
-        );
-        check(
-            br#"{"a":1,"\u0061":1}"#,
-            Some("malformed JSON: duplicate field a"),
-        );
+        check(br#"{"a":1,"a":1}"#, Some("malformed JSON: duplicate field a"));
+        check(br#"{"a":[{"b":1,"b":2}]}"#, Some("malformed JSON: duplicate field b"));
+        check(br#"{"a":1,"\u0061":1}"#, Some("malformed JSON: duplicate field a"));
         check(br#"{"a":{"b":1},"b":2}"#, None);
     }
 
@@ -254,10 +235,7 @@ mod tests {
         check(b"{\"a\":\"\xFF\"}", Some("malformed JSON: "));
         check(br#"{"a":"\ud800"}"#, Some("malformed JSON: "));
         check(br#"{"a":"\ud83d\ude00"}"#, None);
-        check(
-            br#"{"a":"\u0000"}"#,
-            Some("malformed JSON: texts must not contain"),
-        );
+        check(br#"{"a":"\u0000"}"#, Some("malformed JSON: texts must not contain"));
         check(b"{\"a\":\"\0\"}", Some("malformed JSON: "));
     }
 
@@ -274,29 +252,17 @@ mod tests {
     fn fields_are_named_when_they_are_missing_wrong_or_unknown() {
         let parse = |body: &str| JsonObject::parse(body.as_bytes()).unwrap();
 
+        assert_eq!(parse("{}").take_bool("enabled").unwrap_err().message, "enabled: is required");
         assert_eq!(
-            parse("{}").take_bool("enabled").unwrap_err().message,
+            parse(r#"{"enabled":null}"#).take_bool("enabled").unwrap_err().message,
             "enabled: is required"
         );
         assert_eq!(
-            parse(r#"{"enabled":null}"#)
-                .take_bool("enabled")
-                .unwrap_err()
-                .message,
-            "enabled: is required"
-        );
-        assert_eq!(
-            parse(r#"{"enabled":"true"}"#)
-                .take_bool("enabled")
-                .unwrap_err()
-                .message,
+            parse(r#"{"enabled":"true"}"#).take_bool("enabled").unwrap_err().message,
             "enabled: must be true or false"
         );
         assert_eq!(
-            parse(r#"{"url":1}"#)
-                .take_string("url")
-                .unwrap_err()
-                .message,
+            parse(r#"{"url":1}"#).take_string("url").unwrap_err().message,
             "url: must be a string"
         );
         assert_eq!(

@@ -48,10 +48,7 @@ const PRUNE_EVERY: u32 = 16_384;
 ///
 /// 400 for the `Host` header, 414, 431, and 413 for an announced body over `body_bytes_max`.
 pub fn check_head(head: &Parts, body_bytes_max: usize) -> Result<(), ApiError> {
-    let uri_bytes = head
-        .uri
-        .path_and_query()
-        .map_or(0, |target| target.as_str().len());
+    let uri_bytes = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if uri_bytes > URI_BYTES_MAX {
         return Err(uri_too_long());
     }
@@ -74,10 +71,7 @@ pub fn check_head(head: &Parts, body_bytes_max: usize) -> Result<(), ApiError> {
 }
 
 fn header_bytes(headers: &HeaderMap) -> usize {
-    headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + 4)
-        .sum()
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
 /// 414 with its limit.
@@ -148,10 +142,7 @@ impl RequestRates {
     pub fn new(requests_per_minute: u32) -> Self {
         let limiter = NonZeroU32::new(requests_per_minute)
             .map(|rate| RateLimiter::dashmap(Quota::per_minute(rate)));
-        Self {
-            limiter,
-            checks: AtomicU32::new(0),
-        }
+        Self { limiter, checks: AtomicU32::new(0) }
     }
 
     /// Counts one request.
@@ -183,10 +174,7 @@ mod tests {
         build: impl FnOnce(::http::request::Builder) -> ::http::request::Builder,
         status: u16,
     ) {
-        let (head, ()) = build(Request::builder().uri("/"))
-            .body(())
-            .unwrap()
-            .into_parts();
+        let (head, ()) = build(Request::builder().uri("/")).body(()).unwrap().into_parts();
 
         let judged = check_head(&head, BODY_BYTES_MAX).map_or_else(|e| e.status.as_u16(), |()| 200);
 
@@ -200,31 +188,10 @@ mod tests {
         check(|b| b.header("host", "a").uri(uri(URI_BYTES_MAX + 1)), 414);
         // "host" and "a" count 9 bytes with their separators, "x" counts 5 more than its value.
         let fill = |bytes: usize| "v".repeat(bytes - 9 - 5);
-        check(
-            |b| b.header("host", "a").header("x", fill(HEADER_BYTES_MAX)),
-            200,
-        );
-        check(
-            |b| {
-                b.header("host", "a")
-                    .header("x", fill(HEADER_BYTES_MAX + 1))
-            },
-            431,
-        );
-        check(
-            |b| {
-                b.header("host", "a")
-                    .header("content-length", BODY_BYTES_MAX)
-            },
-            200,
-        );
-        check(
-            |b| {
-                b.header("host", "a")
-                    .header("content-length", BODY_BYTES_MAX + 1)
-            },
-            413,
-        );
+        check(|b| b.header("host", "a").header("x", fill(HEADER_BYTES_MAX)), 200);
+        check(|b| b.header("host", "a").header("x", fill(HEADER_BYTES_MAX + 1)), 431);
+        check(|b| b.header("host", "a").header("content-length", BODY_BYTES_MAX), 200);
+        check(|b| b.header("host", "a").header("content-length", BODY_BYTES_MAX + 1), 413);
     }
 
     #[test]

@@ -44,9 +44,7 @@ pub async fn serve(
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Some(Ok(place)) = stop
-            .run_until_cancelled(Arc::clone(&places).acquire_owned())
-            .await
+        let Some(Ok(place)) = stop.run_until_cancelled(Arc::clone(&places).acquire_owned()).await
         else {
             return;
         };
@@ -88,9 +86,7 @@ async fn serve_connection(socket: TcpStream, router: Router, stop: CancellationT
     let progress = socket.progress();
     let service = service_fn(move |request| answer(router.clone(), progress.clone(), request));
     let mut http = http1::Builder::new();
-    http.max_buf_size(BUFFER_BYTES_MAX)
-        .max_headers(HEADERS_MAX)
-        .header_read_timeout(None);
+    http.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX).header_read_timeout(None);
     let mut connection = pin!(http.serve_connection(socket, service));
     let ended = match stop.run_until_cancelled(connection.as_mut()).await {
         Some(ended) => ended,

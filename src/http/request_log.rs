@@ -36,11 +36,7 @@ const BATCH_ROUTE_END: &str = "/staff-batch";
 pub fn next_request_id() -> String {
     static START: LazyLock<u64> = LazyLock::new(|| getrandom::u64().unwrap_or(0));
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!(
-        "req_{:016x}{:08x}",
-        *START,
-        COUNT.fetch_add(1, Ordering::Relaxed)
-    )
+    format!("req_{:016x}{:08x}", *START, COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The middleware around every route and the fallback.
@@ -51,11 +47,7 @@ pub async fn around(State(http): State<Arc<Http>>, request: Request, next: Next)
     let method = head.method.clone();
     let route = head.extensions.get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
-    let note = head
-        .extensions
-        .get::<HeadNote>()
-        .copied()
-        .unwrap_or_default();
+    let note = head.extensions.get::<HeadNote>().copied().unwrap_or_default();
     let cors = http.cors.judge(&head);
     let mut response = match judge_head(&head, route, note) {
         Err(error) => error.into_response(),
@@ -69,38 +61,23 @@ pub async fn around(State(http): State<Arc<Http>>, request: Request, next: Next)
         response = with_caller_of(&mut response, envelope::render(&error, &id));
     }
     if note != HeadNote::Clear || response.status() == StatusCode::REQUEST_TIMEOUT {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     cors.add_headers(response.headers_mut());
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(X_REQUEST_ID, value);
     }
     let caller = response.extensions().get::<Caller>();
-    log_request(
-        &method,
-        route,
-        response.status(),
-        started.elapsed(),
-        &id,
-        caller,
-    );
+    log_request(&method, route, response.status(), started.elapsed(), &id, caller);
     response
 }
 
 fn judge_head(head: &Parts, route: &str, note: HeadNote) -> Result<(), ApiError> {
     if note == HeadNote::TwoLengths {
-        return Err(ApiError::invalid(
-            "Content-Length: must not stand beside Transfer-Encoding",
-        ));
+        return Err(ApiError::invalid("Content-Length: must not stand beside Transfer-Encoding"));
     }
     let batch = route.ends_with(BATCH_ROUTE_END);
-    let body_bytes_max = if batch {
-        limits::BATCH_BODY_BYTES_MAX
-    } else {
-        limits::BODY_BYTES_MAX
-    };
+    let body_bytes_max = if batch { limits::BATCH_BODY_BYTES_MAX } else { limits::BODY_BYTES_MAX };
     limits::check_head(head, body_bytes_max)
 }
 
@@ -154,11 +131,7 @@ pub fn log_request(
         Method::DELETE,
         Method::OPTIONS,
     ];
-    let method = if known.contains(method) {
-        method.as_str()
-    } else {
-        "other"
-    };
+    let method = if known.contains(method) { method.as_str() } else { "other" };
     let service_id = caller.map(|caller| tracing::field::display(caller.service()));
     let app_id = caller.map(|caller| tracing::field::display(caller.app()));
     tracing::info!(
@@ -177,14 +150,7 @@ pub fn log_request(
 #[must_use]
 pub fn raw_error(error: &ApiError) -> Vec<u8> {
     let id = next_request_id();
-    log_request(
-        &Method::CONNECT,
-        "none",
-        error.status,
-        Duration::ZERO,
-        &id,
-        None,
-    );
+    log_request(&Method::CONNECT, "none", error.status, Duration::ZERO, &id, None);
     let body = error.to_json(&id);
     let reason = error.status.canonical_reason().unwrap_or("Error");
     let status = error.status.as_str();

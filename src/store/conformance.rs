@@ -17,7 +17,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::contact::{ContactPatch, Field, StaffContact};
 use crate::domain::event::EventKind;
 use crate::domain::id::{AppId, ContactId, ServiceId};
-use crate::domain::subscription::{Enabled, SigningSecret};
+use crate::domain::subscription::{Enabled, SigningSecret, Subscription};
 use crate::domain::tenancy::{Scopes, Token};
 
 const NOW: Timestamp = Timestamp::from_millis(1_763_900_000_000);
@@ -46,12 +46,7 @@ where
 }
 
 async fn service(store: &Store) -> ServiceId {
-    store
-        .write
-        .create_service("Service".to_owned())
-        .await
-        .unwrap()
-        .id
+    store.write.create_service("Service".to_owned()).await.unwrap().id
 }
 
 async fn app(store: &Store, service: ServiceId, token: u8) -> AppId {
@@ -66,25 +61,16 @@ async fn app(store: &Store, service: ServiceId, token: u8) -> AppId {
 }
 
 fn patch(body: serde_json::Value) -> ContactPatch {
-    let serde_json::Value::Object(object) = body else {
-        unreachable!("cases give objects")
-    };
+    let serde_json::Value::Object(object) = body else { unreachable!("cases give objects") };
     ContactPatch::from_json(object).unwrap()
 }
 
 fn create_of(email: &str) -> ContactChange {
-    ContactChange::Create(patch(
-        json!({"firstName": "Ana", "lastName": "Ng", "email": email}),
-    ))
+    ContactChange::Create(patch(json!({"firstName": "Ana", "lastName": "Ng", "email": email})))
 }
 
 async fn create(store: &Store, service: ServiceId, email: &str) -> StaffContact {
-    match store
-        .write
-        .change_contact(service, create_of(email), None)
-        .await
-        .unwrap()
-    {
+    match store.write.change_contact(service, create_of(email), None).await.unwrap() {
         ContactAnswer::Created(contact) => *contact,
         other => panic!("unexpected {other:?}"),
     }
@@ -96,29 +82,19 @@ async fn edit(
     id: ContactId,
     body: serde_json::Value,
 ) -> Result<ContactAnswer, Error> {
-    let change = ContactChange::Edit {
-        id,
-        patch: patch(body),
-        if_match: IfMatch::Any,
-    };
+    let change = ContactChange::Edit { id, patch: patch(body), if_match: IfMatch::Any };
     store.write.change_contact(service, change, None).await
 }
 
 async fn delete(store: &Store, service: ServiceId, id: ContactId) -> Result<ContactAnswer, Error> {
-    let change = ContactChange::Delete {
-        id,
-        if_match: IfMatch::Any,
-    };
+    let change = ContactChange::Delete { id, if_match: IfMatch::Any };
     store.write.change_contact(service, change, None).await
 }
 
 async fn record(store: &Store, record: Record) -> Result<(), Error> {
     let (tell, told) = tokio::sync::oneshot::channel();
     let listener = Box::new(move |result| drop(tell.send(result)));
-    store
-        .write
-        .queue()
-        .push_record(WaitingRecord { record, listener });
+    store.write.queue().push_record(WaitingRecord { record, listener });
     told.await.unwrap()
 }
 
@@ -128,23 +104,15 @@ async fn head(store: &Store, service: ServiceId) -> u64 {
 }
 
 fn all() -> ContactQuery {
-    ContactQuery {
-        offset: 0,
-        limit: 500,
-        full_name: None,
-    }
+    ContactQuery { offset: 0, limit: 500, full_name: None }
 }
 
 async fn changes_and_events_are_numbered_without_gaps(store: Store) {
     let service = service(&store).await;
 
     let ana = create(&store, service, "ana@example.org").await;
-    edit(&store, service, ana.id, json!({"lastName": "Li"}))
-        .await
-        .unwrap();
-    edit(&store, service, ana.id, json!({"lastName": "Li"}))
-        .await
-        .unwrap();
+    edit(&store, service, ana.id, json!({"lastName": "Li"})).await.unwrap();
+    edit(&store, service, ana.id, json!({"lastName": "Li"})).await.unwrap();
     delete(&store, service, ana.id).await.unwrap();
 
     let events = store.read.list_events(service, 0, 10).await.unwrap();
@@ -160,20 +128,10 @@ async fn changes_and_events_are_numbered_without_gaps(store: Store) {
             (3, EventKind::Delete, 3, "Ana Li"),
         ]
     );
-    assert!(
-        events
-            .windows(2)
-            .all(|pair| pair[0].at <= pair[1].at && pair[0].id != pair[1].id)
-    );
+    assert!(events.windows(2).all(|pair| pair[0].at <= pair[1].at && pair[0].id != pair[1].id));
     assert_eq!(head(&store, service).await, 3);
-    assert_eq!(
-        store.read.list_events(service, 1, 1).await.unwrap(),
-        events[1..2]
-    );
-    assert_eq!(
-        store.read.find_contact(service, ana.id).await.unwrap(),
-        None
-    );
+    assert_eq!(store.read.list_events(service, 1, 1).await.unwrap(), events[1..2]);
+    assert_eq!(store.read.find_contact(service, ana.id).await.unwrap(), None);
 }
 
 async fn refused_commands_leave_no_trace(store: Store) {
@@ -181,10 +139,7 @@ async fn refused_commands_leave_no_trace(store: Store) {
     let ana = create(&store, service, "ana@example.org").await;
     let bo = create(&store, service, "bo@example.org").await;
 
-    let taken = store
-        .write
-        .change_contact(service, create_of("ANA@Example.org"), None)
-        .await;
+    let taken = store.write.change_contact(service, create_of("ANA@Example.org"), None).await;
     let number = ana.fields.extension().unwrap();
     let extension = edit(&store, service, bo.id, json!({"extensionNumber": number})).await;
     let removed = edit(&store, service, bo.id, json!({"firstName": null})).await;
@@ -208,29 +163,16 @@ async fn extensions_are_the_lowest_free(store: Store) {
         contacts.push(create(&store, service, &format!("c{number}@example.org")).await);
     }
 
-    edit(
-        &store,
-        service,
-        contacts[0].id,
-        json!({"extensionNumber": 500}),
-    )
-    .await
-    .unwrap();
+    edit(&store, service, contacts[0].id, json!({"extensionNumber": 500})).await.unwrap();
     delete(&store, service, contacts[2].id).await.unwrap();
     let first = create(&store, service, "d@example.org").await;
     let second = create(&store, service, "e@example.org").await;
     let third = create(&store, service, "f@example.org").await;
 
     let numbers = |contacts: &[&StaffContact]| -> Vec<Option<u32>> {
-        contacts
-            .iter()
-            .map(|contact| contact.fields.extension())
-            .collect()
+        contacts.iter().map(|contact| contact.fields.extension()).collect()
     };
-    assert_eq!(
-        numbers(&[&first, &second, &third]),
-        [Some(100), Some(102), Some(103)]
-    );
+    assert_eq!(numbers(&[&first, &second, &third]), [Some(100), Some(102), Some(103)]);
 }
 
 async fn versions_are_checked(store: Store) {
@@ -255,15 +197,9 @@ async fn batches_leave_the_refused_out(store: Store) {
     let changes = vec![
         create_of("bo@example.org"),
         create_of("ana@example.org"),
-        ContactChange::Delete {
-            id: ana.id,
-            if_match: IfMatch::Any,
-        },
+        ContactChange::Delete { id: ana.id, if_match: IfMatch::Any },
         create_of("ana@example.org"),
-        ContactChange::Delete {
-            id: ana.id,
-            if_match: IfMatch::Any,
-        },
+        ContactChange::Delete { id: ana.id, if_match: IfMatch::Any },
     ];
 
     let answers = store.write.change_contacts(service, changes).await.unwrap();
@@ -275,34 +211,19 @@ async fn batches_leave_the_refused_out(store: Store) {
     assert_eq!(answers[4], Err(Error::NotFound));
     assert_eq!(head(&store, service).await, 4);
     let unknown = ServiceId::from_bytes([9; 16]);
-    assert_eq!(
-        store.write.change_contacts(unknown, Vec::new()).await,
-        Err(Error::NotFound)
-    );
+    assert_eq!(store.write.change_contacts(unknown, Vec::new()).await, Err(Error::NotFound));
 }
 
 async fn an_idempotency_key_answers_once(store: Store) {
     let service = service(&store).await;
     let app = app(&store, service, 1).await;
-    let key = |hash| {
-        Some(IdempotencyKey {
-            app,
-            key: "k".to_owned(),
-            request_hash: [hash; 32],
-        })
-    };
-    let send = |email, hash| {
-        store
-            .write
-            .change_contact(service, create_of(email), key(hash))
-    };
+    let key = |hash| Some(IdempotencyKey { app, key: "k".to_owned(), request_hash: [hash; 32] });
+    let send = |email, hash| store.write.change_contact(service, create_of(email), key(hash));
 
     let (first, again) = tokio::join!(send("ana@example.org", 1), send("ana@example.org", 1));
     let other = send("bo@example.org", 2).await;
 
-    let Ok(ContactAnswer::Created(contact)) = first else {
-        panic!("unexpected {first:?}")
-    };
+    let Ok(ContactAnswer::Created(contact)) = first else { panic!("unexpected {first:?}") };
     assert_eq!(again, Ok(ContactAnswer::Repeated(contact.to_json())));
     assert_eq!(other, Err(Error::KeyReused));
     assert_eq!(head(&store, service).await, 1);
@@ -314,39 +235,19 @@ async fn lists_are_pages_of_one_state(store: Store) {
     for number in 0..7 {
         made.push(create(&store, service, &format!("c{number}@example.org")).await);
     }
-    edit(&store, service, made[3].id, json!({"lastName": "Üçok"}))
-        .await
-        .unwrap();
+    edit(&store, service, made[3].id, json!({"lastName": "Üçok"})).await.unwrap();
     let query = |offset, limit, name: Option<&str>| ContactQuery {
         offset,
         limit,
         full_name: name.map(str::to_owned),
     };
 
-    let page = store
-        .read
-        .list_contacts(service, query(2, 3, None))
-        .await
-        .unwrap();
-    let beyond = store
-        .read
-        .list_contacts(service, query(9, 3, None))
-        .await
-        .unwrap();
-    let named = store
-        .read
-        .list_contacts(service, query(0, 3, Some("a üÇ")))
-        .await
-        .unwrap();
+    let page = store.read.list_contacts(service, query(2, 3, None)).await.unwrap();
+    let beyond = store.read.list_contacts(service, query(9, 3, None)).await.unwrap();
+    let named = store.read.list_contacts(service, query(0, 3, Some("a üÇ"))).await.unwrap();
 
     let ids: Vec<ContactId> = page.items.iter().map(|contact| contact.id).collect();
-    assert_eq!(
-        ids,
-        made[2..5]
-            .iter()
-            .map(|contact| contact.id)
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(ids, made[2..5].iter().map(|contact| contact.id).collect::<Vec<_>>());
     assert_eq!((page.total, page.sequence), (7, 8));
     assert_eq!((beyond.total, beyond.items.len()), (7, 0));
     assert_eq!((named.total, named.items[0].id), (1, made[3].id));
@@ -358,46 +259,23 @@ async fn tokens_name_their_app_until_they_expire(store: Store) {
     let old = Token::from_random(Token::APP_PREFIX, [1; 32]).hash();
     let new = Token::from_random(Token::APP_PREFIX, [2; 32]).hash();
     let find = async |token, now| {
-        store
-            .read
-            .find_app_by_token(token, now)
-            .await
-            .unwrap()
-            .map(|found| found.id)
+        store.read.find_app_by_token(token, now).await.unwrap().map(|found| found.id)
     };
 
     assert_eq!(find(old, NOW).await, Some(app));
     assert_eq!(find(new, NOW).await, None);
-    store
-        .write
-        .rotate_token(service, app, new, Timestamp::from_millis(i64::MAX))
-        .await
-        .unwrap();
+    store.write.rotate_token(service, app, new, Timestamp::from_millis(i64::MAX)).await.unwrap();
 
-    assert_eq!(
-        (find(old, NOW).await, find(new, NOW).await),
-        (Some(app), Some(app))
-    );
+    assert_eq!((find(old, NOW).await, find(new, NOW).await), (Some(app), Some(app)));
     let third = Token::from_random(Token::APP_PREFIX, [3; 32]).hash();
-    store
-        .write
-        .rotate_token(service, app, third, NOW)
-        .await
-        .unwrap();
+    store.write.rotate_token(service, app, third, NOW).await.unwrap();
     assert_eq!(
-        (
-            find(old, NOW).await,
-            find(new, NOW).await,
-            find(third, NOW).await
-        ),
+        (find(old, NOW).await, find(new, NOW).await, find(third, NOW).await),
         (None, None, Some(app))
     );
     store.write.delete_app(service, app).await.unwrap();
     assert_eq!(find(third, NOW).await, None);
-    assert_eq!(
-        store.write.delete_app(service, app).await,
-        Err(Error::NotFound)
-    );
+    assert_eq!(store.write.delete_app(service, app).await, Err(Error::NotFound));
 }
 
 async fn nothing_crosses_services(store: Store) {
@@ -420,39 +298,22 @@ async fn a_hidden_service_is_gone_at_once(store: Store) {
     store.write.delete_service(service).await.unwrap();
 
     let token = Token::from_random(Token::APP_PREFIX, [1; 32]).hash();
-    assert_eq!(
-        store.read.find_app_by_token(token, NOW).await.unwrap(),
-        None
-    );
+    assert_eq!(store.read.find_app_by_token(token, NOW).await.unwrap(), None);
     assert_eq!(store.read.find_service(service).await.unwrap(), None);
     assert_eq!(store.read.list_services(None, 10).await.unwrap().items, []);
-    let late = store
-        .write
-        .change_contact(service, create_of("bo@example.org"), None)
-        .await;
+    let late = store.write.change_contact(service, create_of("bo@example.org"), None).await;
     assert_eq!(late, Err(Error::NotFound));
     let wish = SubscriptionWish::Disable { url: String::new() };
-    assert_eq!(
-        store.write.set_subscription(service, app, 1, wish).await,
-        Err(Error::NotFound)
-    );
-    assert_eq!(
-        store.write.delete_service(service).await,
-        Err(Error::NotFound)
-    );
+    assert_eq!(store.write.set_subscription(service, app, 1, wish).await, Err(Error::NotFound));
+    assert_eq!(store.write.delete_service(service).await, Err(Error::NotFound));
 }
 
 fn enable(url: &str) -> SubscriptionWish {
-    SubscriptionWish::Enable {
-        url: url.to_owned(),
-        verified_at: NOW,
-    }
+    SubscriptionWish::Enable { url: url.to_owned(), verified_at: NOW }
 }
 
 fn disable() -> SubscriptionWish {
-    SubscriptionWish::Disable {
-        url: "https://other.example/".to_owned(),
-    }
+    SubscriptionWish::Disable { url: "https://other.example/".to_owned() }
 }
 
 async fn later_tickets_win(store: Store) {
@@ -465,19 +326,10 @@ async fn later_tickets_win(store: Store) {
     let late = set(first, enable("https://one.example/")).await;
 
     assert_eq!(late, Err(Error::Superseded));
-    assert_eq!(
-        (disabled.enabled, disabled.url.as_str()),
-        (Enabled::No, "https://other.example/")
-    );
+    assert_eq!((disabled.enabled, disabled.url.as_str()), (Enabled::No, "https://other.example/"));
     let third = store.write.take_ticket();
     assert!(third > second);
-    assert_eq!(
-        set(third, enable("https://one.example/"))
-            .await
-            .unwrap()
-            .enabled,
-        Enabled::Yes
-    );
+    assert_eq!(set(third, enable("https://one.example/")).await.unwrap().enabled, Enabled::Yes);
     let again = set(store.write.take_ticket(), disable()).await.unwrap();
     assert_eq!(again.url, "https://one.example/");
 }
@@ -485,11 +337,7 @@ async fn later_tickets_win(store: Store) {
 async fn progress_follows_the_wish(store: Store) {
     let service = service(&store).await;
     let app = app(&store, service, 1).await;
-    let set = |wish| {
-        store
-            .write
-            .set_subscription(service, app, store.write.take_ticket(), wish)
-    };
+    let set = |wish| store.write.set_subscription(service, app, store.write.take_ticket(), wish);
     create(&store, service, "a@example.org").await;
     assert_eq!(store.read.find_lane(service, app).await.unwrap(), None);
 
@@ -503,13 +351,29 @@ async fn progress_follows_the_wish(store: Store) {
     let anew = store.read.find_lane(service, app).await.unwrap().unwrap();
 
     assert_eq!((first.generation, second.generation), (1, 2));
-    assert_eq!(
-        (kept.cursor, kept.subscription.url.as_str()),
-        (1, "https://two.example/")
-    );
+    assert_eq!((kept.cursor, kept.subscription.url.as_str()), (1, "https://two.example/"));
     assert_eq!((anew.cursor, anew.subscription.generation), (2, 4));
     assert_eq!(anew.secrets, [SigningSecret(vec![1; 32])]);
     assert_eq!(store.read.list_lanes().await.unwrap(), [anew]);
+}
+
+fn empty_record(subscription: &Subscription) -> Record {
+    Record {
+        service: subscription.service,
+        app: subscription.app,
+        generation: subscription.generation,
+        cursor: 0,
+        bitmap: Vec::new(),
+        failing: None,
+        hold: Vec::new(),
+        release: Vec::new(),
+        exhaust: Vec::new(),
+        disable: None,
+    }
+}
+
+fn held_of(contact: ContactId, sequence: u64, due_at: Timestamp) -> HeldRow {
+    HeldRow { sequence, contact, retries_used: 1, attempts: 2, due_at }
 }
 
 async fn records_belong_to_a_generation(store: Store) {
@@ -524,36 +388,17 @@ async fn records_belong_to_a_generation(store: Store) {
     for number in 0..4 {
         create(&store, service, &format!("b{number}@example.org")).await;
     }
-    let held = |sequence, due_at| HeldRow {
-        sequence,
-        contact: ana.id,
-        retries_used: 1,
-        attempts: 2,
-        due_at,
-    };
+    let held = |sequence, due_at| held_of(ana.id, sequence, due_at);
     let base = Record {
-        service,
-        app,
-        generation: subscription.generation,
         cursor: 1,
         bitmap: vec![0b100],
-        failing: Some(Failing {
-            since: NOW,
-            attempts: 2,
-        }),
+        failing: Some(Failing { since: NOW, attempts: 2 }),
         hold: vec![held(1, NOW), held(3, NOW)],
-        release: Vec::new(),
-        exhaust: Vec::new(),
-        disable: None,
+        ..empty_record(&subscription)
     };
 
     record(&store, base.clone()).await.unwrap();
-    let exhausted = ExhaustedRow {
-        sequence: 3,
-        contact: ana.id,
-        attempts: 12,
-        at: NOW,
-    };
+    let exhausted = ExhaustedRow { sequence: 3, contact: ana.id, attempts: 12, at: NOW };
     let next = Record {
         cursor: 2,
         bitmap: Vec::new(),
@@ -565,42 +410,16 @@ async fn records_belong_to_a_generation(store: Store) {
     };
     record(&store, next.clone()).await.unwrap();
     let lane = store.read.find_lane(service, app).await.unwrap().unwrap();
-    let status = store
-        .read
-        .get_subscription_status(service, app)
-        .await
-        .unwrap();
-    let stale = record(
-        &store,
-        Record {
-            generation: 7,
-            ..next
-        },
-    )
-    .await;
+    let status = store.read.get_subscription_status(service, app).await.unwrap();
+    let stale = record(&store, Record { generation: 7, ..next }).await;
 
     assert_eq!((lane.cursor, lane.failing, lane.held.len()), (2, None, 1));
-    assert_eq!(
-        lane.held[0].due_at,
-        NOW.plus(std::time::Duration::from_secs(5))
-    );
-    assert_eq!(
-        (status.cursor, status.newest, status.held, status.exhausted),
-        (2, 5, 1, 1)
-    );
+    assert_eq!(lane.held[0].due_at, NOW.plus(std::time::Duration::from_secs(5)));
+    assert_eq!((status.cursor, status.newest, status.held, status.exhausted), (2, 5, 1, 1));
     let first = store.read.list_events(service, 0, 1).await.unwrap();
     assert_eq!(status.oldest_undelivered, Some(first[0].at));
     assert_eq!(stale, Err(Error::Superseded));
-    assert_eq!(
-        store
-            .read
-            .find_lane(service, app)
-            .await
-            .unwrap()
-            .unwrap()
-            .cursor,
-        2
-    );
+    assert_eq!(store.read.find_lane(service, app).await.unwrap().unwrap().cursor, 2);
 }
 
 async fn a_record_can_disable(store: Store) {
@@ -612,38 +431,15 @@ async fn a_record_can_disable(store: Store) {
         .await
         .unwrap();
     create(&store, service, "a@example.org").await;
-    let gone = Record {
-        service,
-        app,
-        generation: subscription.generation,
-        cursor: 0,
-        bitmap: Vec::new(),
-        failing: None,
-        hold: Vec::new(),
-        release: Vec::new(),
-        exhaust: Vec::new(),
-        disable: Some("gone".to_owned()),
-    };
+    let gone = Record { disable: Some("gone".to_owned()), ..empty_record(&subscription) };
 
     record(&store, gone.clone()).await.unwrap();
     let late = record(&store, gone).await;
-    let disabled = store
-        .read
-        .find_subscription(service, app)
-        .await
-        .unwrap()
-        .unwrap();
-    store
-        .write
-        .set_subscription(service, app, 2, enable("https://one.example/"))
-        .await
-        .unwrap();
+    let disabled = store.read.find_subscription(service, app).await.unwrap().unwrap();
+    store.write.set_subscription(service, app, 2, enable("https://one.example/")).await.unwrap();
     let resumed = store.read.find_lane(service, app).await.unwrap().unwrap();
 
-    assert_eq!(
-        (disabled.enabled, disabled.reason.as_str()),
-        (Enabled::DisabledBySystem, "gone")
-    );
+    assert_eq!((disabled.enabled, disabled.reason.as_str()), (Enabled::DisabledBySystem, "gone"));
     assert_eq!(late, Err(Error::Superseded));
     assert_eq!((resumed.cursor, resumed.subscription.generation), (0, 3));
 }
@@ -653,10 +449,7 @@ async fn concurrent_commands_share_groups(store: Store) {
     let heard: Arc<Mutex<Vec<u64>>> = Arc::default();
     let listening = Arc::clone(&heard);
     store.write.queue().add_listener(Arc::new(move |commit| {
-        listening
-            .lock()
-            .unwrap()
-            .extend(commit.events.iter().map(|event| event.sequence));
+        listening.lock().unwrap().extend(commit.events.iter().map(|event| event.sequence));
     }));
 
     let mut tasks = Vec::new();
@@ -664,10 +457,7 @@ async fn concurrent_commands_share_groups(store: Store) {
         let store = store.clone();
         tasks.push(tokio::spawn(async move {
             let email = format!("c{}@example.org", number % 200);
-            store
-                .write
-                .change_contact(service, create_of(&email), None)
-                .await
+            store.write.change_contact(service, create_of(&email), None).await
         }));
     }
     let mut created = 0;
@@ -685,19 +475,6 @@ async fn concurrent_commands_share_groups(store: Store) {
     assert_eq!(created, 200);
     assert_eq!(*heard.lock().unwrap(), (1..=200).collect::<Vec<u64>>());
     let events = store.read.list_events(service, 0, 500).await.unwrap();
-    assert!(
-        events
-            .iter()
-            .zip(1..)
-            .all(|(event, number)| event.sequence == number)
-    );
-    assert_eq!(
-        store
-            .read
-            .list_contacts(service, all())
-            .await
-            .unwrap()
-            .total,
-        200
-    );
+    assert!(events.iter().zip(1..).all(|(event, number)| event.sequence == number));
+    assert_eq!(store.read.list_contacts(service, all()).await.unwrap().total, 200);
 }

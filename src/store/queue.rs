@@ -135,11 +135,7 @@ impl Queue {
                 .0;
         }
         if inner.commands.is_empty() && inner.records.is_empty() {
-            return if inner.closed {
-                Taken::Closed
-            } else {
-                Taken::Idle
-            };
+            return if inner.closed { Taken::Closed } else { Taken::Idle };
         }
         let mut group = Group::default();
         let records = inner.records.len().min(GROUP_RECORDS_MAX);
@@ -190,19 +186,12 @@ impl Queue {
 
     /// Adds one who hears of commits, before the server accepts requests.
     pub fn add_listener(&self, listener: CommitListener) {
-        self.listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(listener);
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
     }
 
     /// Tells everyone of a commit.
     pub fn tell(&self, commit: &Commit) {
-        let listeners = self
-            .listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for listener in listeners {
             listener(commit);
         }
@@ -249,27 +238,14 @@ impl Write {
     }
 
     async fn submit(&self, command: Command) -> Result<Reply, Error> {
-        let units = command
-            .size()
-            .div_ceil(BYTES_PER_PERMIT)
-            .min(QUEUE_BYTES_MAX / BYTES_PER_PERMIT);
+        let units =
+            command.size().div_ceil(BYTES_PER_PERMIT).min(QUEUE_BYTES_MAX / BYTES_PER_PERMIT);
         let units = u32::try_from(units).unwrap_or(u32::MAX);
-        let bytes = Arc::clone(&self.bytes)
-            .acquire_many_owned(units)
-            .await
-            .map_err(|_| closed())?;
-        let place = Arc::clone(&self.places)
-            .acquire_owned()
-            .await
-            .map_err(|_| closed())?;
+        let bytes =
+            Arc::clone(&self.bytes).acquire_many_owned(units).await.map_err(|_| closed())?;
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
-        self.queue.push(Waiting {
-            command,
-            caller: Caller {
-                reply,
-                _permits: [bytes, place],
-            },
-        });
+        self.queue.push(Waiting { command, caller: Caller { reply, _permits: [bytes, place] } });
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
@@ -284,14 +260,7 @@ impl Write {
         change: ContactChange,
         key: Option<IdempotencyKey>,
     ) -> Result<ContactAnswer, Error> {
-        match self
-            .submit(Command::ChangeContact {
-                service,
-                change,
-                key,
-            })
-            .await?
-        {
+        match self.submit(Command::ChangeContact { service, change, key }).await? {
             Reply::Contact(answer) => Ok(answer),
             other => Err(mismatch(&other)),
         }
@@ -307,10 +276,7 @@ impl Write {
         service: ServiceId,
         changes: Vec<ContactChange>,
     ) -> Result<Vec<Result<ContactAnswer, Error>>, Error> {
-        match self
-            .submit(Command::ChangeContacts { service, changes })
-            .await?
-        {
+        match self.submit(Command::ChangeContacts { service, changes }).await? {
             Reply::Contacts(answers) => Ok(answers),
             other => Err(mismatch(&other)),
         }
@@ -334,9 +300,7 @@ impl Write {
     ///
     /// Not found, unavailable.
     pub async fn delete_service(&self, service: ServiceId) -> Result<(), Error> {
-        self.submit(Command::DeleteService(service))
-            .await
-            .map(|_| ())
+        self.submit(Command::DeleteService(service)).await.map(|_| ())
     }
 
     /// Creates an app.
@@ -357,9 +321,7 @@ impl Write {
     ///
     /// Not found, unavailable.
     pub async fn delete_app(&self, service: ServiceId, app: AppId) -> Result<(), Error> {
-        self.submit(Command::DeleteApp(service, app))
-            .await
-            .map(|_| ())
+        self.submit(Command::DeleteApp(service, app)).await.map(|_| ())
     }
 
     /// Gives an app a new token; the earlier ones work until `earlier_until`.
@@ -374,12 +336,7 @@ impl Write {
         token: TokenHash,
         earlier_until: Timestamp,
     ) -> Result<(), Error> {
-        let command = Command::RotateToken {
-            service,
-            app,
-            token,
-            earlier_until,
-        };
+        let command = Command::RotateToken { service, app, token, earlier_until };
         self.submit(command).await.map(|_| ())
     }
 
@@ -395,15 +352,7 @@ impl Write {
         ticket: u64,
         wish: SubscriptionWish,
     ) -> Result<Subscription, Error> {
-        match self
-            .submit(Command::SetSubscription {
-                service,
-                app,
-                ticket,
-                wish,
-            })
-            .await?
-        {
+        match self.submit(Command::SetSubscription { service, app, ticket, wish }).await? {
             Reply::Subscription(subscription) => Ok(*subscription),
             other => Err(mismatch(&other)),
         }

@@ -33,11 +33,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            verifications_per_app: 6,
-            verifications_per_host: 10,
-            verifications_total: 300,
-        }
+        Self { verifications_per_app: 6, verifications_per_host: 10, verifications_total: 300 }
     }
 }
 

@@ -13,10 +13,7 @@ impl Subscriptions {
     ///
     /// Not found when the app is gone, unavailable.
     pub async fn secret(&self, service: ServiceId, app: AppId) -> Result<String, Error> {
-        let secrets = self
-            .read
-            .list_signing_secrets(service, app, self.clock.now())
-            .await?;
+        let secrets = self.read.list_signing_secrets(service, app, self.clock.now()).await?;
         secrets.first().map(format_secret).ok_or(Error::NotFound)
     }
 }

@@ -49,10 +49,7 @@ impl Subscriptions {
         app: AppId,
     ) -> Result<(SubscriptionStatus, State), Error> {
         let status = self.read.get_subscription_status(service, app).await?;
-        let enabled = status
-            .subscription
-            .as_ref()
-            .map(|subscription| subscription.enabled);
+        let enabled = status.subscription.as_ref().map(|subscription| subscription.enabled);
         let state = judge_state(enabled, self.engine.lane_state(service, app));
         Ok((status, state))
     }
@@ -78,22 +75,13 @@ mod tests {
     #[test]
     fn the_wish_comes_before_the_lane() {
         assert_eq!(judge_state(None, None), State::None);
-        assert_eq!(
-            judge_state(Some(Enabled::No), Some(LaneState::Active)),
-            State::None
-        );
+        assert_eq!(judge_state(Some(Enabled::No), Some(LaneState::Active)), State::None);
         assert_eq!(
             judge_state(Some(Enabled::DisabledBySystem), Some(LaneState::Failing)),
             State::Disabled
         );
         assert_eq!(judge_state(Some(Enabled::Yes), None), State::Active);
-        assert_eq!(
-            judge_state(Some(Enabled::Yes), Some(LaneState::Paused)),
-            State::Paused
-        );
-        assert_eq!(
-            judge_state(Some(Enabled::Yes), Some(LaneState::Failing)),
-            State::Failing
-        );
+        assert_eq!(judge_state(Some(Enabled::Yes), Some(LaneState::Paused)), State::Paused);
+        assert_eq!(judge_state(Some(Enabled::Yes), Some(LaneState::Failing)), State::Failing);
     }
 }

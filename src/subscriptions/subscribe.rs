@@ -60,23 +60,14 @@ impl Subscriptions {
         self.limits
             .check(app, &target.host, self.clock.moment())
             .map_err(|retry_after| SubscribeError::TooMany { retry_after })?;
-        let secrets = self
-            .read
-            .list_signing_secrets(service, app, self.clock.now())
-            .await?;
+        let secrets = self.read.list_signing_secrets(service, app, self.clock.now()).await?;
         let nonce = Nonce::random()
             .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
         challenge::verify(&self.sender, &line, &secrets, &nonce)
             .await
             .map_err(|failure| SubscribeError::Refused(failure.to_string()))?;
-        let wish = SubscriptionWish::Enable {
-            url,
-            verified_at: self.clock.now(),
-        };
-        Ok(self
-            .write
-            .set_subscription(service, app, ticket.0, wish)
-            .await?)
+        let wish = SubscriptionWish::Enable { url, verified_at: self.clock.now() };
+        Ok(self.write.set_subscription(service, app, ticket.0, wish).await?)
     }
 
     /// Unsubscribes: sending stops at once, and what is pending is dropped.
@@ -96,9 +87,6 @@ impl Subscriptions {
             return Err(Error::Refused(FieldError::new("url", rule)).into());
         }
         let wish = SubscriptionWish::Disable { url };
-        Ok(self
-            .write
-            .set_subscription(service, app, ticket.0, wish)
-            .await?)
+        Ok(self.write.set_subscription(service, app, ticket.0, wish).await?)
     }
 }

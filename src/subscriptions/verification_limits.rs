@@ -45,10 +45,7 @@ impl VerificationLimits {
     /// Limits with full buckets.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self {
-            settings,
-            buckets: Mutex::default(),
-        }
+        Self { settings, buckets: Mutex::default() }
     }
 
     /// Counts one challenge.
@@ -70,9 +67,7 @@ impl VerificationLimits {
         let of_host = buckets.hosts.get(&host).copied();
         let host_full = take(self.settings.verifications_per_host, of_host, now);
         let total_full = take(self.settings.verifications_total, Some(buckets.total), now);
-        let waits = [app_full, host_full, total_full]
-            .into_iter()
-            .filter_map(Result::err);
+        let waits = [app_full, host_full, total_full].into_iter().filter_map(Result::err);
         if let Some(wait) = waits.max() {
             return Err(wait);
         }
@@ -92,16 +87,9 @@ fn take(per_minute: u32, full_at: Option<Moment>, now: Moment) -> Result<Option<
     if per_minute == 0 {
         return Ok(None);
     }
-    let full_at = full_at
-        .unwrap_or_default()
-        .max(now)
-        .plus(WINDOW / per_minute);
+    let full_at = full_at.unwrap_or_default().max(now).plus(WINDOW / per_minute);
     let over = full_at.since(now.plus(WINDOW));
-    if over.is_zero() {
-        Ok(Some(full_at))
-    } else {
-        Err(over)
-    }
+    if over.is_zero() { Ok(Some(full_at)) } else { Err(over) }
 }
 
 fn put<K: Eq + Hash>(
@@ -143,16 +131,9 @@ mod tests {
         let now = Moment(1_000_000);
 
         assert!((0..6).all(|n| limits.check(app(1), &host(&n.to_string()), now).is_ok()));
-        assert_eq!(
-            limits.check(app(1), &host("x"), now),
-            Err(Duration::from_secs(10))
-        );
+        assert_eq!(limits.check(app(1), &host("x"), now), Err(Duration::from_secs(10)));
         assert!(limits.check(app(2), &host("x"), now).is_ok());
-        assert!(
-            limits
-                .check(app(1), &host("x"), now.plus(Duration::from_secs(10)))
-                .is_ok()
-        );
+        assert!(limits.check(app(1), &host("x"), now.plus(Duration::from_secs(10))).is_ok());
     }
 
     #[test]
@@ -161,10 +142,7 @@ mod tests {
         let now = Moment(1_000_000);
 
         assert!((0..10).all(|n| limits.check(app(n), &host("a.example"), now).is_ok()));
-        assert_eq!(
-            limits.check(app(20), &host("a.example"), now),
-            Err(Duration::from_secs(6))
-        );
+        assert_eq!(limits.check(app(20), &host("a.example"), now), Err(Duration::from_secs(6)));
         assert!(limits.check(app(20), &host("b.example"), now).is_ok());
     }
 
@@ -188,15 +166,8 @@ mod tests {
             verifications_total: 3,
         };
         let limits = VerificationLimits::new(settings);
-        let check = |n: u8| {
-            limits
-                .check(app(n), &host(&n.to_string()), Moment(5))
-                .is_ok()
-        };
+        let check = |n: u8| limits.check(app(n), &host(&n.to_string()), Moment(5)).is_ok();
 
-        assert_eq!(
-            [check(1), check(2), check(3), check(4)],
-            [true, true, true, false]
-        );
+        assert_eq!([check(1), check(2), check(3), check(4)], [true, true, true, false]);
     }
 }

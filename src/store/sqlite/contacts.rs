@@ -30,11 +30,7 @@ pub(super) fn apply(
     }
     let answer = match wish {
         ContactChange::Create(wish) => create(change, service, wish)?,
-        ContactChange::Edit {
-            id,
-            patch,
-            if_match,
-        } => edit(change, service, id, patch, &if_match)?,
+        ContactChange::Edit { id, patch, if_match } => edit(change, service, id, patch, &if_match)?,
         ContactChange::Delete { id, if_match } => delete(change, service, id, &if_match)?,
     };
     if let (Some(key), ContactAnswer::Created(contact)) = (key, &answer) {
@@ -101,11 +97,8 @@ fn create(
 ) -> Result<ContactAnswer, Stop> {
     check_create(&wish).map_err(Error::Refused)?;
     let wanted = wish.get(Field::ExtensionNumber).flatten().is_some();
-    let free = if wanted {
-        None
-    } else {
-        change.services.free_extension(change.connection, service)?
-    };
+    let free =
+        if wanted { None } else { change.services.free_extension(change.connection, service)? };
     let id = ContactId::make(change.ids, change.now);
     let contact = decide_create(wish, id, free, change.now).map_err(Error::Refused)?;
     let inserted = change
@@ -126,9 +119,7 @@ fn create(
             fields_text(&contact)?,
         ]);
     refuse_taken(inserted, &contact)?;
-    change
-        .services
-        .use_extension(service, None, contact.fields.extension());
+    change.services.use_extension(service, None, contact.fields.extension());
     change.services.count_contacts(service, 1);
     append(change, service, &contact, EventKind::Create)?;
     Ok(ContactAnswer::Created(Box::new(contact)))
@@ -154,18 +145,15 @@ fn edit(
         "UPDATE contacts SET version = ?3, updated_at = ?4, search_name = ?5, fields = ?6, extension = ?7 \
          WHERE service = ?1 AND contact = ?2"
     };
-    let updated = change
-        .connection
-        .prepare_cached(statement)?
-        .execute(params![
-            service.as_bytes(),
-            id.as_bytes(),
-            int(contact.version),
-            contact.updated_at.millis(),
-            contact.full_name().to_lowercase(),
-            fields_text(&contact)?,
-            after,
-        ]);
+    let updated = change.connection.prepare_cached(statement)?.execute(params![
+        service.as_bytes(),
+        id.as_bytes(),
+        int(contact.version),
+        contact.updated_at.millis(),
+        contact.full_name().to_lowercase(),
+        fields_text(&contact)?,
+        after,
+    ]);
     refuse_taken(updated, &contact)?;
     if before != after {
         change.services.use_extension(service, before, after);
@@ -185,9 +173,7 @@ fn delete(
         .connection
         .prepare_cached("DELETE FROM contacts WHERE service = ?1 AND contact = ?2")?
         .execute(params![service.as_bytes(), id.as_bytes()])?;
-    change
-        .services
-        .use_extension(service, contact.fields.extension(), None);
+    change.services.use_extension(service, contact.fields.extension(), None);
     change.services.count_contacts(service, -1);
     contact.version += 1;
     append(change, service, &contact, EventKind::Delete)?;
@@ -204,10 +190,7 @@ fn get_for_change(
     if if_match.allows(current.version) {
         Ok(current)
     } else {
-        Err(Error::VersionMismatch {
-            current: current.version,
-        }
-        .into())
+        Err(Error::VersionMismatch { current: current.version }.into())
     }
 }
 
@@ -283,9 +266,7 @@ pub(super) fn list_contacts(
     let tx = connection.unchecked_transaction()?;
     let (sequence, contacts) = tx
         .prepare_cached("SELECT head, contacts FROM services WHERE service = ?1")?
-        .query_row([service.as_bytes()], |row| {
-            Ok((uint(row, 0)?, uint(row, 1)?))
-        })
+        .query_row([service.as_bytes()], |row| Ok((uint(row, 0)?, uint(row, 1)?)))
         .optional()?
         .unwrap_or_default();
     let name = query.full_name.as_ref().map(|name| name.to_lowercase());
@@ -297,20 +278,12 @@ pub(super) fn list_contacts(
             )?
             .query_row(params![service.as_bytes(), name], |row| uint(row, 0))?,
     };
-    let filter = if name.is_some() {
-        "AND instr(search_name, ?2) > 0"
-    } else {
-        "AND ?2 IS NULL"
-    };
+    let filter = if name.is_some() { "AND instr(search_name, ?2) > 0" } else { "AND ?2 IS NULL" };
     let items = tx
         .prepare_cached(&format!(
             "SELECT {COLUMNS} FROM contacts WHERE service = ?1 {filter} ORDER BY contact LIMIT ?3 OFFSET ?4"
         ))?
         .query_map(params![service.as_bytes(), name, query.limit, int(query.offset)], contact_of)?
         .collect::<Result<_, _>>()?;
-    Ok(ContactList {
-        total,
-        items,
-        sequence,
-    })
+    Ok(ContactList { total, items, sequence })
 }

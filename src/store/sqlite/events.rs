@@ -31,9 +31,7 @@ pub(super) fn time_or_none(
     row: &Row<'_>,
     column: usize,
 ) -> Result<Option<Timestamp>, rusqlite::Error> {
-    Ok(row
-        .get::<_, Option<i64>>(column)?
-        .map(Timestamp::from_millis))
+    Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp::from_millis))
 }
 
 /// Appends the event of a change that was just written, and counts it in the service's row in memory.
@@ -85,9 +83,7 @@ pub(super) fn list_heads(
 ) -> Result<Vec<(ServiceId, u64)>, rusqlite::Error> {
     connection
         .prepare_cached("SELECT service, head FROM services WHERE hidden = 0 ORDER BY service")?
-        .query_map([], |row| {
-            Ok((ServiceId::from_bytes(row.get(0)?), uint(row, 1)?))
-        })?
+        .query_map([], |row| Ok((ServiceId::from_bytes(row.get(0)?), uint(row, 1)?)))?
         .collect()
 }
 

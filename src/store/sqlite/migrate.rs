@@ -34,8 +34,7 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), Error> {
         let tx = connection.transaction().map_err(failed)?;
         tx.execute_batch(script).map_err(failed)?;
         let version = i64::try_from(number + 1).unwrap_or(i64::MAX);
-        tx.pragma_update(None, "user_version", version)
-            .map_err(failed)?;
+        tx.pragma_update(None, "user_version", version).map_err(failed)?;
         tx.commit().map_err(failed)?;
     }
     Ok(())

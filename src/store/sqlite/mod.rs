@@ -15,7 +15,7 @@ mod upkeep;
 mod writer;
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags};
@@ -73,25 +73,14 @@ impl Embedded {
         let ticket = subscriptions::last_ticket(&connection).map_err(|e| unavailable(&e))?;
         let pool = Arc::new(Pool::new(path.clone()));
         let queue = Arc::new(Queue::default());
-        let writer = Writer::new(
-            path,
-            connection,
-            Arc::clone(&queue),
-            Arc::clone(&pool),
-            clock,
-        );
+        let writer = Writer::new(path, connection, Arc::clone(&queue), Arc::clone(&pool), clock);
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| Error::Unavailable(format!("cannot start the writer: {error}")))?;
         let write = Write::new(Arc::clone(&queue), ticket);
         let read: Arc<dyn Read> = Arc::new(Reader { pool });
-        Ok(Self {
-            store: Store { read, write },
-            writer,
-            queue,
-            _lock: lock,
-        })
+        Ok(Self { store: Store { read, write }, writer, queue, _lock: lock })
     }
 
     /// Whether there is a store in this directory.
@@ -117,38 +106,27 @@ impl Embedded {
 
 fn make_directory(directory: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(|error| {
-            Error::Unavailable(format!(
-                "cannot make data directory {}: {error}",
-                directory.display()
-            ))
-        })
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| {
+        Error::Unavailable(format!("cannot make data directory {}: {error}", directory.display()))
+    })
 }
 
 fn lock_directory(directory: &Path) -> Result<File, Error> {
     use std::os::unix::fs::OpenOptionsExt;
     let path = directory.join(LOCK_FILE);
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|error| Error::Unavailable(format!("cannot open {}: {error}", path.display())))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(
+            |error| Error::Unavailable(format!("cannot open {}: {error}", path.display())),
+        )?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::Unavailable(format!(
             "data directory {} is in use by another rollcall process: stop that one, or choose another directory",
             directory.display()
         ))),
-        Err(std::fs::TryLockError::Error(error)) => Err(Error::Unavailable(format!(
-            "cannot lock {}: {error}",
-            path.display()
-        ))),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(Error::Unavailable(format!("cannot lock {}: {error}", path.display())))
+        }
     }
 }
 
@@ -187,7 +165,7 @@ fn restrict(path: &Path) {
     }
 }
 
-fn open_reader(path: &PathBuf) -> Result<Connection, rusqlite::Error> {
+fn open_reader(path: &Path) -> Result<Connection, rusqlite::Error> {
     let connection = open(path, READER_CACHE_KIB)?;
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
@@ -201,8 +179,7 @@ struct Reader {
 
 impl Read for Reader {
     fn find_app_by_token(&self, token: TokenHash, now: Timestamp) -> Answer<'_, Option<App>> {
-        self.pool
-            .read(move |c| tenancy::find_app_by_token(c, token, now))
+        self.pool.read(move |c| tenancy::find_app_by_token(c, token, now))
     }
 
     fn find_admin_token(&self) -> Answer<'_, Option<TokenHash>> {
@@ -214,8 +191,7 @@ impl Read for Reader {
     }
 
     fn list_services(&self, after: Option<ServiceId>, limit: u32) -> Answer<'_, Page<Service>> {
-        self.pool
-            .read(move |c| tenancy::list_services(c, after, limit))
+        self.pool.read(move |c| tenancy::list_services(c, after, limit))
     }
 
     fn list_apps(
@@ -224,18 +200,15 @@ impl Read for Reader {
         after: Option<AppId>,
         limit: u32,
     ) -> Answer<'_, Page<App>> {
-        self.pool
-            .read(move |c| tenancy::list_apps(c, service, after, limit))
+        self.pool.read(move |c| tenancy::list_apps(c, service, after, limit))
     }
 
     fn find_contact(&self, service: ServiceId, id: ContactId) -> Answer<'_, Option<StaffContact>> {
-        self.pool
-            .read(move |c| contacts::find_contact(c, service, id))
+        self.pool.read(move |c| contacts::find_contact(c, service, id))
     }
 
     fn list_contacts(&self, service: ServiceId, query: ContactQuery) -> Answer<'_, ContactList> {
-        self.pool
-            .read(move |c| contacts::list_contacts(c, service, &query))
+        self.pool.read(move |c| contacts::list_contacts(c, service, &query))
     }
 
     fn find_subscription(
@@ -243,8 +216,7 @@ impl Read for Reader {
         service: ServiceId,
         app: AppId,
     ) -> Answer<'_, Option<Subscription>> {
-        self.pool
-            .read(move |c| subscriptions::find_subscription(c, service, app))
+        self.pool.read(move |c| subscriptions::find_subscription(c, service, app))
     }
 
     fn get_subscription_status(
@@ -252,8 +224,7 @@ impl Read for Reader {
         service: ServiceId,
         app: AppId,
     ) -> Answer<'_, SubscriptionStatus> {
-        self.pool
-            .read(move |c| subscriptions::get_status(c, service, app))
+        self.pool.read(move |c| subscriptions::get_status(c, service, app))
     }
 
     fn list_signing_secrets(
@@ -262,8 +233,7 @@ impl Read for Reader {
         app: AppId,
         now: Timestamp,
     ) -> Answer<'_, Vec<SigningSecret>> {
-        self.pool
-            .read(move |c| tenancy::list_signing_secrets(c, service, app, now))
+        self.pool.read(move |c| tenancy::list_signing_secrets(c, service, app, now))
     }
 
     fn list_heads(&self) -> Answer<'_, Vec<(ServiceId, u64)>> {
@@ -275,13 +245,11 @@ impl Read for Reader {
     }
 
     fn find_lane(&self, service: ServiceId, app: AppId) -> Answer<'_, Option<LaneRow>> {
-        self.pool
-            .read(move |c| progress::find_lane(c, service, app))
+        self.pool.read(move |c| progress::find_lane(c, service, app))
     }
 
     fn list_events(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Vec<Event>> {
-        self.pool
-            .read(move |c| events::list_events(c, service, after, limit))
+        self.pool.read(move |c| events::list_events(c, service, after, limit))
     }
 
     fn check(&self) -> Answer<'_, ()> {

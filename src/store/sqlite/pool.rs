@@ -55,10 +55,7 @@ impl Pool {
         let pool = Arc::clone(self);
         Box::pin(async move {
             let stopping = |_| Error::Unavailable("the server is stopping".to_owned());
-            let place = Arc::clone(&pool.places)
-                .acquire_owned()
-                .await
-                .map_err(stopping)?;
+            let place = Arc::clone(&pool.places).acquire_owned().await.map_err(stopping)?;
             let done = tokio::task::spawn_blocking(move || {
                 let _place = place;
                 let connection = pool.take()?;
@@ -66,8 +63,7 @@ impl Pool {
                 pool.give_back(connection);
                 result.map_err(|error| unavailable(&error))
             });
-            done.await
-                .map_err(|error| Error::Internal(format!("a read panicked: {error}")))?
+            done.await.map_err(|error| Error::Internal(format!("a read panicked: {error}")))?
         })
     }
 
@@ -86,9 +82,7 @@ impl Pool {
             .unwrap_or_else(PoisonError::into_inner);
         let (mut inner, _) = waited;
         if inner.suspended {
-            return Err(Error::Unavailable(
-                "the store is being opened again".to_owned(),
-            ));
+            return Err(Error::Unavailable("the store is being opened again".to_owned()));
         }
         inner.busy += 1;
         if let Some(connection) = inner.idle.pop() {
@@ -117,9 +111,8 @@ impl Pool {
         let mut inner = self.lock();
         inner.suspended = true;
         let idle = std::mem::take(&mut inner.idle);
-        let waited = self
-            .changed
-            .wait_timeout_while(inner, REOPEN_PATIENCE, |inner| inner.busy > 0);
+        let waited =
+            self.changed.wait_timeout_while(inner, REOPEN_PATIENCE, |inner| inner.busy > 0);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
         drop(idle);
     }

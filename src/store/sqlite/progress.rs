@@ -100,10 +100,7 @@ fn disable(change: &mut Change<'_>, record: &Record, reason: &str) -> Result<(),
             "UPDATE progress SET generation = generation + 1 WHERE service = ?1 AND app = ?2",
         )?
         .execute(params![key.0, key.1])?;
-    change
-        .commit
-        .subscriptions
-        .push((record.service, record.app));
+    change.commit.subscriptions.push((record.service, record.app));
     Ok(())
 }
 
@@ -135,10 +132,7 @@ pub(super) fn find_lane(
 ) -> Result<Option<LaneRow>, rusqlite::Error> {
     let tx = connection.unchecked_transaction()?;
     let key = params![service.as_bytes(), app.as_bytes()];
-    let found = tx
-        .prepare_cached(&select_one())?
-        .query_row(key, lane_of)
-        .optional()?;
+    let found = tx.prepare_cached(&select_one())?.query_row(key, lane_of).optional()?;
     let Some(mut lane) = found.filter(|lane| lane.subscription.enabled == Enabled::Yes) else {
         return Ok(None);
     };
@@ -162,18 +156,11 @@ pub(super) fn find_lane(
 /// All enabled subscriptions in three ordered passes that are merged by key, not a query for each.
 pub(super) fn list_lanes(connection: &Connection) -> Result<Vec<LaneRow>, rusqlite::Error> {
     let tx = connection.unchecked_transaction()?;
-    let mut lanes: Vec<LaneRow> = tx
-        .prepare(&select_enabled())?
-        .query_map([], lane_of)?
-        .collect::<Result<_, _>>()?;
+    let mut lanes: Vec<LaneRow> =
+        tx.prepare(&select_enabled())?.query_map([], lane_of)?.collect::<Result<_, _>>()?;
     let find = |lanes: &[LaneRow], row: &Row<'_>| -> Result<Option<usize>, rusqlite::Error> {
-        let key = (
-            ServiceId::from_bytes(row.get(5)?),
-            AppId::from_bytes(row.get(6)?),
-        );
-        Ok(lanes
-            .binary_search_by_key(&key, |l| (l.subscription.service, l.subscription.app))
-            .ok())
+        let key = (ServiceId::from_bytes(row.get(5)?), AppId::from_bytes(row.get(6)?));
+        Ok(lanes.binary_search_by_key(&key, |l| (l.subscription.service, l.subscription.app)).ok())
     };
     let mut held = tx.prepare(
         "SELECT sequence, contact, retries_used, attempts, due_at, service, app FROM held \

@@ -2,6 +2,7 @@
 //! which extension numbers are taken. Forgotten whenever a group failed, then read from the file again.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -41,7 +42,8 @@ impl Services {
         connection: &Connection,
         service: ServiceId,
     ) -> Result<&mut ServiceRow, Stop> {
-        if !self.rows.contains_key(&service) {
+        self.changed.push(service);
+        if let Entry::Vacant(place) = self.rows.entry(service) {
             let row = connection
                 .prepare_cached(
                     "SELECT head, last_event_at, contacts FROM services WHERE service = ?1 AND hidden = 0",
@@ -56,12 +58,9 @@ impl Services {
                 })
                 .optional()?
                 .ok_or(Error::NotFound)?;
-            self.rows.insert(service, row);
+            place.insert(row);
         }
-        self.changed.push(service);
-        self.rows
-            .get_mut(&service)
-            .ok_or_else(|| Error::NotFound.into())
+        self.rows.get_mut(&service).ok_or_else(|| Error::NotFound.into())
     }
 
     /// The lowest extension number that no contact of the service has.
@@ -92,11 +91,7 @@ impl Services {
         before: Option<u32>,
         after: Option<u32>,
     ) {
-        if let Some(map) = self
-            .rows
-            .get_mut(&service)
-            .and_then(|row| row.extensions.as_mut())
-        {
+        if let Some(map) = self.rows.get_mut(&service).and_then(|row| row.extensions.as_mut()) {
             if let Some(number) = before {
                 map.set(number, false);
             }
@@ -184,9 +179,7 @@ impl ExtensionMap {
     fn lowest_free(&self) -> Option<u32> {
         let word = self.first_free_word;
         let bit = self.words.get(word).map_or(0, |bits| bits.trailing_ones());
-        let number = EXTENSION_MIN
-            .checked_add(u32::try_from(word * 64).ok()?)?
-            .checked_add(bit)?;
+        let number = EXTENSION_MIN.checked_add(u32::try_from(word * 64).ok()?)?.checked_add(bit)?;
         (number <= EXTENSION_MAX).then_some(number)
     }
 }

@@ -54,11 +54,8 @@ pub(super) fn failing_of(row: &Row<'_>) -> Result<Option<Failing>, rusqlite::Err
 
 /// The highest ticket that ever stored.
 pub(super) fn last_ticket(connection: &Connection) -> Result<u64, rusqlite::Error> {
-    connection.query_row(
-        "SELECT coalesce(max(ticket), 0) FROM subscriptions",
-        [],
-        |row| uint(row, 0),
-    )
+    connection
+        .query_row("SELECT coalesce(max(ticket), 0) FROM subscriptions", [], |row| uint(row, 0))
 }
 
 pub(super) fn find_subscription(
@@ -90,11 +87,7 @@ pub(super) fn get_status(
         })
         .optional()?;
     let Some((subscription, cursor, failing)) = found else {
-        return Ok(SubscriptionStatus {
-            cursor: newest,
-            newest,
-            ..SubscriptionStatus::default()
-        });
+        return Ok(SubscriptionStatus { cursor: newest, newest, ..SubscriptionStatus::default() });
     };
     let count = |table: &str| {
         tx.prepare_cached(&format!(
@@ -106,17 +99,12 @@ pub(super) fn get_status(
     let (exhausted, _) = count("exhausted")?;
     // The event after the cursor is always owed: else the cursor would have passed it.
     let next = if cursor < newest { cursor + 1 } else { 0 };
-    let oldest = [first_held, next]
-        .into_iter()
-        .filter(|sequence| *sequence > 0)
-        .min();
+    let oldest = [first_held, next].into_iter().filter(|sequence| *sequence > 0).min();
     let owes = subscription.enabled != Enabled::No;
     let oldest_undelivered = match oldest.filter(|_| owes) {
         Some(sequence) => tx
             .prepare_cached("SELECT at FROM events WHERE service = ?1 AND sequence = ?2")?
-            .query_row(params![service.as_bytes(), int(sequence)], |row| {
-                time(row, 0)
-            })
+            .query_row(params![service.as_bytes(), int(sequence)], |row| time(row, 0))
             .optional()?,
         None => None,
     };
@@ -157,10 +145,7 @@ pub(super) fn set_subscription(
     // Progress is kept by an app that is subscribed, and by one that Rollcall disabled.
     let keeps = matches!(
         (&wish, before.as_ref().map(|b| b.enabled)),
-        (
-            SubscriptionWish::Enable { .. },
-            Some(Enabled::Yes | Enabled::DisabledBySystem)
-        )
+        (SubscriptionWish::Enable { .. }, Some(Enabled::Yes | Enabled::DisabledBySystem))
     );
     let after = wished(change.now, service, app, before.as_ref(), wish);
     write(change, &after, ticket)?;
@@ -182,24 +167,11 @@ fn wished(
         SubscriptionWish::Disable { url } => {
             let known = before.filter(|b| !b.url.is_empty());
             let verified_at = known.and_then(|b| b.verified_at);
-            (
-                Enabled::No,
-                known.map_or(url, |b| b.url.clone()),
-                verified_at,
-            )
+            (Enabled::No, known.map_or(url, |b| b.url.clone()), verified_at)
         }
     };
     let reason = String::new();
-    Subscription {
-        service,
-        app,
-        url,
-        enabled,
-        reason,
-        generation,
-        verified_at,
-        updated_at: now,
-    }
+    Subscription { service, app, url, enabled, reason, generation, verified_at, updated_at: now }
 }
 
 fn write(change: &Change<'_>, after: &Subscription, ticket: u64) -> Result<(), Stop> {
@@ -257,9 +229,7 @@ fn begin_generation(
     for table in ["held", "exhausted"] {
         change
             .connection
-            .prepare_cached(&format!(
-                "DELETE FROM {table} WHERE service = ?1 AND app = ?2"
-            ))?
+            .prepare_cached(&format!("DELETE FROM {table} WHERE service = ?1 AND app = ?2"))?
             .execute(params![key.0, key.1])?;
     }
     Ok(())

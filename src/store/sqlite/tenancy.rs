@@ -130,10 +130,9 @@ pub(super) fn list_signing_secrets(
             "SELECT secret FROM app_secrets WHERE service = ?1 AND app = ?2 \
              AND (expires_at IS NULL OR expires_at > ?3) ORDER BY number DESC",
         )?
-        .query_map(
-            params![service.as_bytes(), app.as_bytes(), now.millis()],
-            |row| row.get(0).map(SigningSecret),
-        )?
+        .query_map(params![service.as_bytes(), app.as_bytes(), now.millis()], |row| {
+            row.get(0).map(SigningSecret)
+        })?
         .collect()
 }
 
@@ -154,11 +153,7 @@ pub(super) fn create_service(change: &mut Change<'_>, name: String) -> Result<Se
         .prepare_cached("INSERT INTO services (service, name, created_at) VALUES (?1, ?2, ?3)")?
         .execute(params![id.as_bytes(), name, change.now.millis()])?;
     change.commit.tenancy = true;
-    Ok(Service {
-        id,
-        name,
-        created_at: change.now,
-    })
+    Ok(Service { id, name, created_at: change.now })
 }
 
 /// Hides the service; [`upkeep`](super::upkeep) removes its rows.
@@ -183,13 +178,7 @@ pub(super) fn create_app(change: &mut Change<'_>, new: NewApp) -> Result<App, St
         .prepare_cached(
             "INSERT INTO apps (service, app, name, scopes, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
-        .execute(params![
-            key.0,
-            key.1,
-            new.name,
-            new.scopes.bits(),
-            change.now.millis()
-        ])?;
+        .execute(params![key.0, key.1, new.name, new.scopes.bits(), change.now.millis()])?;
     change
         .connection
         .prepare_cached("INSERT INTO app_tokens (hash, service, app) VALUES (?1, ?2, ?3)")?
@@ -201,13 +190,7 @@ pub(super) fn create_app(change: &mut Change<'_>, new: NewApp) -> Result<App, St
         )?
         .execute(params![key.0, key.1, new.secret.0])?;
     change.commit.tenancy = true;
-    Ok(App {
-        service: new.service,
-        id,
-        name: new.name,
-        scopes: new.scopes,
-        created_at: change.now,
-    })
+    Ok(App { service: new.service, id, name: new.name, scopes: new.scopes, created_at: change.now })
 }
 
 pub(super) fn delete_app(
@@ -234,9 +217,7 @@ pub(super) fn delete_app(
     ] {
         change
             .connection
-            .prepare_cached(&format!(
-                "DELETE FROM {table} WHERE service = ?1 AND app = ?2"
-            ))?
+            .prepare_cached(&format!("DELETE FROM {table} WHERE service = ?1 AND app = ?2"))?
             .execute(params![service.as_bytes(), app.as_bytes()])?;
     }
     change.commit.tenancy = true;
@@ -262,11 +243,7 @@ pub(super) fn rotate_token(
             "UPDATE app_tokens SET expires_at = ?3 WHERE service = ?1 AND app = ?2 \
              AND (expires_at IS NULL OR expires_at > ?3)",
         )?
-        .execute(params![
-            service.as_bytes(),
-            app.as_bytes(),
-            earlier_until.millis()
-        ])?;
+        .execute(params![service.as_bytes(), app.as_bytes(), earlier_until.millis()])?;
     change
         .connection
         .prepare_cached("INSERT INTO app_tokens (hash, service, app) VALUES (?1, ?2, ?3)")?

@@ -81,11 +81,9 @@ impl Change<'_> {
 
     fn run(&mut self, command: Command) -> Result<Reply, Stop> {
         match command {
-            Command::ChangeContact {
-                service,
-                change,
-                key,
-            } => contacts::apply(self, service, change, key).map(Reply::Contact),
+            Command::ChangeContact { service, change, key } => {
+                contacts::apply(self, service, change, key).map(Reply::Contact)
+            }
             Command::ChangeContacts { service, changes } => {
                 self.services.get_mut(self.connection, service)?;
                 let mut answers = Vec::with_capacity(changes.len());
@@ -104,20 +102,14 @@ impl Change<'_> {
             Command::DeleteApp(service, app) => {
                 tenancy::delete_app(self, service, app).map(|()| Reply::Done)
             }
-            Command::RotateToken {
-                service,
-                app,
-                token,
-                earlier_until,
-            } => tenancy::rotate_token(self, service, app, token, earlier_until)
-                .map(|()| Reply::Done),
-            Command::SetSubscription {
-                service,
-                app,
-                ticket,
-                wish,
-            } => subscriptions::set_subscription(self, service, app, ticket, wish)
-                .map(|subscription| Reply::Subscription(Box::new(subscription))),
+            Command::RotateToken { service, app, token, earlier_until } => {
+                tenancy::rotate_token(self, service, app, token, earlier_until)
+                    .map(|()| Reply::Done)
+            }
+            Command::SetSubscription { service, app, ticket, wish } => {
+                subscriptions::set_subscription(self, service, app, ticket, wish)
+                    .map(|subscription| Reply::Subscription(Box::new(subscription)))
+            }
             Command::SetAdminToken(token) => {
                 tenancy::set_admin_token(self, token).map(|()| Reply::Done)
             }
@@ -222,22 +214,13 @@ impl Writer {
 
     fn run_group(&mut self, group: Group) {
         let Some(connection) = &mut self.connection else {
-            group.fail(&Error::Unavailable(
-                "the store is being opened again".to_owned(),
-            ));
+            group.fail(&Error::Unavailable("the store is being opened again".to_owned()));
             return;
         };
         self.checkpointed = false;
         let mut answers = Answers::default();
         let now = self.clock.now();
-        match transact(
-            connection,
-            &mut self.services,
-            &self.ids,
-            now,
-            group,
-            &mut answers,
-        ) {
+        match transact(connection, &mut self.services, &self.ids, now, group, &mut answers) {
             Ok(commit) => {
                 if self.failing {
                     self.failing = false;
@@ -287,11 +270,7 @@ impl Writer {
             Ok(connection) => {
                 self.connection = Some(connection);
                 self.pool.resume();
-                self.queue.tell(&Commit {
-                    reopened: true,
-                    tenancy: true,
-                    ..Commit::default()
-                });
+                self.queue.tell(&Commit { reopened: true, tenancy: true, ..Commit::default() });
                 tracing::warn!("store opened again after a failure");
             }
             Err(error) => tracing::debug!(error = %error, "store not opened again yet"),
@@ -321,10 +300,7 @@ impl Writer {
             Ok(true) => Duration::ZERO,
             Ok(false) => UPKEEP_EVERY,
             Err(error) => {
-                let failure = Failure {
-                    error,
-                    during: "upkeep",
-                };
+                let failure = Failure { error, during: "upkeep" };
                 self.abandon(&failure, Answers::default());
                 UPKEEP_EVERY
             }
@@ -351,28 +327,14 @@ fn transact(
     let mut failure = connection
         .execute_batch("BEGIN IMMEDIATE")
         .err()
-        .map(|error| Failure {
-            error,
-            during: "begin",
-        });
-    let mut change = Change {
-        connection,
-        services,
-        ids,
-        now,
-        commit: Commit::default(),
-    };
+        .map(|error| Failure { error, during: "begin" });
+    let mut change = Change { connection, services, ids, now, commit: Commit::default() };
     for waiting in group.records {
         let mut result = Ok(());
         if failure.is_none() {
             match change.attempt(|change| progress::record(change, &waiting.record)) {
                 Ok(done) => result = done,
-                Err(error) => {
-                    failure = Some(Failure {
-                        error,
-                        during: "record",
-                    })
-                }
+                Err(error) => failure = Some(Failure { error, during: "record" }),
             }
         }
         answers.listeners.push((waiting.listener, result));
@@ -382,12 +344,7 @@ fn transact(
         if failure.is_none() {
             match change.attempt(|change| change.run(waiting.command)) {
                 Ok(done) => result = done,
-                Err(error) => {
-                    failure = Some(Failure {
-                        error,
-                        during: "command",
-                    })
-                }
+                Err(error) => failure = Some(Failure { error, during: "command" }),
             }
         }
         answers.callers.push((waiting.caller, result));
@@ -396,15 +353,7 @@ fn transact(
         return Err(failure);
     }
     let commit = change.commit;
-    services.write(connection).map_err(|error| Failure {
-        error,
-        during: "heads",
-    })?;
-    connection
-        .execute_batch("COMMIT")
-        .map_err(|error| Failure {
-            error,
-            during: "commit",
-        })?;
+    services.write(connection).map_err(|error| Failure { error, during: "heads" })?;
+    connection.execute_batch("COMMIT").map_err(|error| Failure { error, during: "commit" })?;
     Ok(commit)
 }

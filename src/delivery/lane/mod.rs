@@ -1,0 +1,388 @@
+//! One subscription as a pure state machine: `step(now, input)` changes it and says what to do.
+//!
+//! No I/O, no clock, no random numbers of its own, no order that depends on hashing: the same inputs give the same
+//! effects. The engine feeds it and carries the effects out.
+//!
+//! Two rules decide nearly everything here. An event starts only after every earlier event of its contact is
+//! durably finished: finished (delivered or exhausted) *and* recorded by a commit. And the cursor passes an event
+//! only in a record that also says that the event is finished, or holds it.
+//!
+//! | Where an owed event is | `Phase` |
+//! |---|---|
+//! | behind an earlier event of its contact, or behind an attempt of an earlier generation | `Queued` |
+//! | may start now | `Ready` |
+//! | on its way | `InFlight` |
+//! | failed, may start again at a time | `Waiting` |
+//! | finished, not yet durable | `Finished` |
+//!
+//! Events above the cursor that are durably finished stand in `done` until the cursor passes them.
+
+mod answers;
+mod records;
+mod signals;
+mod window;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use self::signals::{Effect, FailingRow, HeldDelivery, Input, LaneState, Plan, Progress};
+use super::retry::Circuit;
+use crate::domain::clock::Moment;
+use crate::domain::id::ContactId;
+
+/// In flight plus finished but not yet durable, per lane: the most that a crash can repeat. Larger repeats more,
+/// smaller limits the rate to this many events for each commit.
+pub const UNRECORDED_MAX: usize = 256;
+/// Held deliveries per lane. Beyond it the cursor stops and the state is failing: a receiver that refuses this
+/// many contacts needs its owner, not more memory.
+pub const HELD_MAX: usize = 10_000;
+/// Events above the cursor that a lane looks at. Larger costs memory for each lane and a longer bitmap in each
+/// record, smaller sets slow attempts aside sooner.
+pub const WINDOW_MAX: u64 = 1_024;
+/// Events that are set aside at a time when the window is full.
+const SET_ASIDE: u64 = WINDOW_MAX / 4;
+/// Wait before a record is handed in again after the store failed.
+const RECORD_RETRY: Duration = Duration::from_millis(200);
+/// The reason shown when a receiver answered 410.
+pub const REASON_GONE: &str = "the receiver answered 410 Gone";
+/// The reason shown when a receiver failed for too long.
+pub const REASON_FAILING: &str = "the receiver has failed every attempt for 5 days";
+
+/// What an operator may set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Waits between the attempts of an event that fails by its own fault; after the last it is exhausted.
+    pub retry_schedule: Vec<Duration>,
+    /// Attempts in flight per lane at most.
+    pub max_in_flight: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { retry_schedule: super::retry::SCHEDULE_DEFAULT.to_vec(), max_in_flight: 32 }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Finish {
+    Delivered,
+    Exhausted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Queued,
+    Ready,
+    InFlight,
+    Waiting,
+    Finished(Finish),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Owed {
+    contact: ContactId,
+    phase: Phase,
+    attempts: u32,
+    retries_used: u32,
+    /// Successes of the lane when the last attempt failed.
+    failed_at: Option<u64>,
+    /// Successes of the lane when the receiver last answered this event with a pause.
+    paused_at: Option<u64>,
+    due: Moment,
+    /// Held: the cursor may pass it.
+    held: bool,
+    /// A row of it may be in the store.
+    stored: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    generation: u64,
+    sequence: u64,
+    started: Moment,
+}
+
+#[derive(Debug)]
+struct Recording {
+    number: u64,
+    finished: Vec<u64>,
+    held: Vec<u64>,
+}
+/// The lane of one subscription.
+#[derive(Debug)]
+pub struct Lane {
+    settings: Arc<Settings>,
+    seed: u64,
+    generation: u64,
+    running: bool,
+    draining: bool,
+    head: u64,
+    cursor: u64,
+    loaded_to: u64,
+    loading: bool,
+    owed: BTreeMap<u64, Owed>,
+    done: BTreeSet<u64>,
+    chains: BTreeMap<ContactId, VecDeque<u64>>,
+    ready: BTreeSet<u64>,
+    waiting: BTreeSet<(Moment, u64)>,
+    flights: BTreeMap<ContactId, Flight>,
+    finished: BTreeSet<u64>,
+    dirty: BTreeSet<u64>,
+    /// Delivered under an earlier generation, not loaded in this one yet.
+    carried: BTreeSet<u64>,
+    held: usize,
+    recording: Option<Recording>,
+    records: u64,
+    record_again_at: Option<Moment>,
+    permits: usize,
+    yielded: usize,
+    slots: usize,
+    successes: u64,
+    last_failed: bool,
+    circuit: Circuit,
+    probed: Option<ContactId>,
+    paused_until: Option<Moment>,
+    pauses: u32,
+    failing: Option<FailingRow>,
+    failing_changed: bool,
+    disable: Option<&'static str>,
+}
+
+impl Lane {
+    /// A lane that waits for its first [`Input::Restart`]. The seed spreads its waits.
+    #[must_use]
+    pub fn new(settings: Arc<Settings>, seed: u64) -> Self {
+        Self {
+            settings,
+            seed,
+            generation: 0,
+            running: false,
+            draining: false,
+            head: 0,
+            cursor: 0,
+            loaded_to: 0,
+            loading: false,
+            owed: BTreeMap::new(),
+            done: BTreeSet::new(),
+            chains: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            flights: BTreeMap::new(),
+            finished: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            carried: BTreeSet::new(),
+            held: 0,
+            recording: None,
+            records: 0,
+            record_again_at: None,
+            permits: 0,
+            yielded: 0,
+            slots: 1,
+            successes: 0,
+            last_failed: false,
+            circuit: Circuit::Closed { failures: 0 },
+            probed: None,
+            paused_until: None,
+            pauses: 0,
+            failing: None,
+            failing_changed: false,
+            disable: None,
+        }
+    }
+
+    /// Takes one input and appends what is to be done.
+    pub fn step(&mut self, now: Moment, input: Input<'_>, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Head(head) => self.head = self.head.max(head),
+            Input::Loaded { after, events } => self.take_loaded(after, events),
+            Input::Ended { contact, outcome, keep_permit } => {
+                self.take_outcome(now, contact, outcome);
+                self.yielded = usize::from(!keep_permit && self.permits > self.flights.len());
+                self.permits -= self.yielded;
+            }
+            Input::Recorded { number } => self.take_recorded(number),
+            Input::NotRecorded { number, superseded } => {
+                self.take_not_recorded(now, number, superseded);
+            }
+            Input::Granted(permits) => self.permits += permits,
+            Input::Tick => {}
+            Input::Halt => self.running = false,
+            Input::Drain => self.draining = true,
+            Input::Restart(progress) => self.restart(progress),
+        }
+        if self.running {
+            self.start_attempts(now, effects);
+            self.load_more(now, effects);
+            self.plan_record(now, effects);
+        }
+    }
+
+    /// The generation that it works in.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Attempts in flight, those of earlier generations included.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Whether this event is loaded or held, and not durably finished.
+    #[must_use]
+    pub fn owes(&self, sequence: u64) -> bool {
+        self.owed.contains_key(&sequence)
+    }
+
+    /// How it is doing.
+    #[must_use]
+    pub fn state(&self, now: Moment) -> LaneState {
+        if matches!(self.circuit, Circuit::Open { .. }) || self.held >= HELD_MAX {
+            LaneState::Failing
+        } else if self.paused_until.is_some_and(|until| until > now) {
+            LaneState::Paused
+        } else {
+            LaneState::Active
+        }
+    }
+
+    /// Whether its attempts must not take more than the share of slots that doubtful lanes have together: its last
+    /// attempt failed, or one is older than `patience`.
+    #[must_use]
+    pub fn doubtful(&self, now: Moment, patience: Duration) -> bool {
+        self.last_failed || self.flights.values().any(|flight| now.since(flight.started) > patience)
+    }
+
+    /// Whether something is finished or changed that no commit has recorded yet.
+    #[must_use]
+    pub fn unrecorded(&self) -> bool {
+        self.recording.is_some() || !self.finished.is_empty() || !self.dirty.is_empty()
+    }
+
+    /// Whether a record is under way. Progress must not be read from the store until its result is known.
+    #[must_use]
+    pub fn recording(&self) -> bool {
+        self.recording.is_some()
+    }
+
+    /// How many more attempts it could start now, had it the permits.
+    #[must_use]
+    pub fn wanted(&self, now: Moment) -> usize {
+        let room = self.room(now);
+        if room == 0 {
+            return 0;
+        }
+        let due = self.waiting.range(..=(now, u64::MAX)).take(room).count();
+        (self.ready.len() + due).min(room).saturating_sub(self.permits - self.flights.len())
+    }
+
+    /// Gives back the permits that no attempt uses.
+    pub fn take_surplus(&mut self) -> usize {
+        let surplus = self.permits - self.flights.len();
+        self.permits -= surplus;
+        surplus + std::mem::take(&mut self.yielded)
+    }
+
+    /// When it must get a [`Input::Tick`], should nothing else happen before.
+    #[must_use]
+    pub fn next_wake(&self, now: Moment) -> Option<Moment> {
+        if !self.running {
+            return None;
+        }
+        let first = if self.ready.is_empty() {
+            self.waiting.first().map(|(due, _)| *due)
+        } else {
+            Some(now)
+        };
+        let probe_at = match self.circuit {
+            Circuit::Open { probe_at, .. } => Some(probe_at),
+            Circuit::Closed { .. } => None,
+        };
+        let start =
+            first.map(|at| at.max(probe_at.unwrap_or(at)).max(self.paused_until.unwrap_or(at)));
+        [start, self.record_again_at].into_iter().flatten().filter(|at| *at > now).min()
+    }
+
+    /// Attempts that may start now by the rules for the lane as a whole, permits apart.
+    fn room(&self, now: Moment) -> usize {
+        let paused = self.paused_until.is_some_and(|until| until > now);
+        if !self.running || self.draining || paused || self.disable.is_some() {
+            return 0;
+        }
+        let used = self.flights.len();
+        match self.circuit {
+            Circuit::Open { probe_at, .. } => usize::from(used == 0 && probe_at <= now),
+            Circuit::Closed { .. } => {
+                let slots = self.slots.min(self.settings.max_in_flight);
+                let unrecorded = used + self.unrecorded_count();
+                slots.saturating_sub(used).min(UNRECORDED_MAX.saturating_sub(unrecorded))
+            }
+        }
+    }
+
+    fn unrecorded_count(&self) -> usize {
+        self.finished.len() + self.recording.as_ref().map_or(0, |record| record.finished.len())
+    }
+
+    fn start_attempts(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        while self.permits > self.flights.len() && self.room(now) > 0 {
+            let next = if matches!(self.circuit, Circuit::Open { .. }) {
+                self.pick_probe(now)
+            } else {
+                self.pick_next(now)
+            };
+            let Some(sequence) = next else { return };
+            self.start(now, sequence, effects);
+        }
+    }
+
+    /// What is due again goes first: its contact has waited longest.
+    fn pick_next(&self, now: Moment) -> Option<u64> {
+        match self.waiting.first() {
+            Some((due, sequence)) if *due <= now => Some(*sequence),
+            _ => self.ready.first().copied(),
+        }
+    }
+
+    /// The oldest owed event of the next contact, round robin: one poisoned event must not keep the circuit open.
+    fn pick_probe(&self, now: Moment) -> Option<u64> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let startable = |(_, chain): (&ContactId, &VecDeque<u64>)| {
+            let sequence = *chain.front()?;
+            let owed = self.owed.get(&sequence)?;
+            match owed.phase {
+                Phase::Ready => Some(sequence),
+                Phase::Waiting if owed.due <= now => Some(sequence),
+                _ => None,
+            }
+        };
+        let Some(last) = self.probed else {
+            return self.chains.iter().find_map(startable);
+        };
+        self.chains
+            .range((Excluded(last), Unbounded))
+            .chain(self.chains.range((Unbounded, Included(last))))
+            .find_map(startable)
+    }
+
+    fn start(&mut self, now: Moment, sequence: u64, effects: &mut Vec<Effect>) {
+        let Some(owed) = self.owed.get_mut(&sequence) else {
+            return;
+        };
+        self.ready.remove(&sequence);
+        self.waiting.remove(&(owed.due, sequence));
+        owed.phase = Phase::InFlight;
+        owed.attempts += 1;
+        let flight = Flight { generation: self.generation, sequence, started: now };
+        self.flights.insert(owed.contact, flight);
+        if matches!(self.circuit, Circuit::Open { .. }) {
+            self.probed = Some(owed.contact);
+        }
+        effects.push(Effect::Start { sequence, contact: owed.contact, attempt: owed.attempts });
+    }
+}
+
+#[cfg(test)]
+#[path = "lane_tests.rs"]
+mod tests;
