@@ -81,7 +81,9 @@ fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
 }
 
 fn without_comments(text: &str) -> String {
-    let code = |line: &str| if line.trim_start().starts_with("//") { String::new() } else { line.to_owned() };
+    let code = |line: &str| {
+        if line.trim_start().starts_with("//") { String::new() } else { line.to_owned() }
+    };
     text.lines().map(code).collect::<Vec<_>>().join("\n")
 }
 
@@ -131,13 +133,17 @@ fn imported_modules(code: &str) -> Vec<&str> {
 fn check_file(name: &str, text: &str, violations: &mut Vec<String>) {
     let code = without_comments(text);
     let module = name.split(['/', '.']).next().unwrap();
-    let mut violated = |rule: String, remedy: &str| violations.push(format!("{name}: {rule}: {remedy}"));
+    let mut violated =
+        |rule: String, remedy: &str| violations.push(format!("{name}: {rule}: {remedy}"));
     match IMPORTS.iter().find(|(row, _)| *row == module) {
         None => violated(format!("module {module} has no row"), "place it in the table on purpose"),
         Some((_, allowed)) => {
             for other in imported_modules(&code) {
                 if other != module && !allowed.contains(&other) {
-                    violated(format!("imports crate::{other}"), "move the code down, or hand in what it needs from app.rs");
+                    violated(
+                        format!("imports crate::{other}"),
+                        "move the code down, or hand in what it needs from app.rs",
+                    );
                 }
             }
         }
@@ -189,7 +195,10 @@ fn table_points_one_way() {
     for (at, (module, allowed)) in IMPORTS.iter().enumerate() {
         for other in *allowed {
             let row = IMPORTS.iter().position(|(name, _)| name == other);
-            assert!(row.is_some_and(|row| row < at), "{module} may import {other}, which is not above it");
+            assert!(
+                row.is_some_and(|row| row < at),
+                "{module} may import {other}, which is not above it"
+            );
         }
     }
 }
@@ -202,7 +211,11 @@ fn violations_are_seen() {
         assert!(violations.iter().any(|v| v.contains(rule)), "{code}: {violations:?}");
     };
     refused("domain/a.rs", "use crate::store::Read;", "imports crate::store");
-    refused("domain/a.rs", "use crate::{\n  domain::b,\n  store::{c, d},\n};", "imports crate::store");
+    refused(
+        "domain/a.rs",
+        "use crate::{\n  domain::b,\n  store::{c, d},\n};",
+        "imports crate::store",
+    );
     refused("store/a.rs", "pub(in crate::cli) fn f() {}", "imports crate::cli");
     refused("attic/a.rs", "", "has no row");
     refused("domain/a.rs", "fn f(c: &rusqlite::Connection) {}", "uses rusqlite");
@@ -212,7 +225,8 @@ fn violations_are_seen() {
     refused("domain/utils.rs", "", "catch-all name");
 
     let mut violations = Vec::new();
-    let code = "//! X.\n// use crate::store\nuse crate::domain::{id, page};\nuse crate::http::hyper::x;";
+    let code =
+        "//! X.\n// use crate::store\nuse crate::domain::{id, page};\nuse crate::http::hyper::x;";
     check_file("http/a.rs", code, &mut violations);
     check_file("store/sqlite/a.rs", "//! X.\nuse rusqlite::Row;", &mut violations);
     assert!(violations.is_empty(), "{violations:?}");

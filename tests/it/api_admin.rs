@@ -160,7 +160,8 @@ async fn nothing_crosses_from_one_service_to_another() {
     other.create_contact("Ben", "Ours").await;
     server.app().create_contact("Ana", "Last").await;
 
-    let names: Vec<String> = ours.wait_for_delivered(2).await.iter().map(|n| n.full_name()).collect();
+    let names: Vec<String> =
+        ours.wait_for_delivered(2).await.iter().map(|n| n.full_name()).collect();
     assert_eq!(names, ["Ana Ours", "Ana Last"]);
     assert_eq!(server.app().wait_until_idle().await["newest"], 2);
 }

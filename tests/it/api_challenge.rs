@@ -152,10 +152,8 @@ async fn silent_and_trickling_receivers_are_given_up_after_10_seconds() {
 
     let app = server.app();
     let (silent_url, trickling_url) = (silent.url(), trickling.url());
-    let (one, two) = tokio::join!(
-        app.subscribe(true, &silent_url),
-        app.subscribe(true, &trickling_url)
-    );
+    let (one, two) =
+        tokio::join!(app.subscribe(true, &silent_url), app.subscribe(true, &trickling_url));
 
     for answer in [one, two] {
         assert!(answer.refused(400, 6_451_000).contains("step timeout"), "{answer:?}");

@@ -1,5 +1,7 @@
 //! Staff contacts: create, read, edit, delete, list and batch, with their conditions and limits.
 
+use std::collections::BTreeSet;
+
 use http::Method;
 use serde_json::{Value, json};
 
@@ -70,43 +72,80 @@ async fn every_field_is_stored_as_it_was_sent() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_limit_of_a_field_has_a_last_good_and_a_first_bad_value() {
+/// Creates a contact with each value: the good ones are taken, the bad ones refused with the field's name.
+async fn check(field: &str, good: Vec<Value>, bad: Vec<Value>) {
     let server = TestServer::start().await;
     let app = server.app();
-    let long = |count: usize| "ü".repeat(count);
-    let email = |local: usize| format!("{}@e.com", "l".repeat(local));
-    let cases: [(&str, Vec<Value>, Vec<Value>); 11] = [
-        ("firstName", vec![json!("A"), json!(long(100))], vec![json!(""), json!(" "), json!(long(101)), json!(null), json!(1)]),
-        ("lastName", vec![json!(long(100))], vec![json!(long(101)), json!("a\u{202e}b"), json!("a\u{2028}b"), json!("a\tb")]),
-        ("email", vec![json!("a@b"), json!(email(64))], vec![json!("a@"), json!("ab"), json!(email(65)), json!("a b@c"), json!(format!("a@{}", "d".repeat(253)))]),
-        ("status", vec![json!("Suspended")], vec![json!("suspended"), json!("")]),
-        ("role", vec![json!(long(255))], vec![json!(long(256))]),
-        ("phone", vec![json!("+493012345"), json!(999_999_999_999_999_u64)], vec![json!("493012345"), json!("+0123"), json!(1_000_000_000_000_000_u64), json!(0), json!(-1), json!(1.5)]),
-        ("extensionNumber", vec![json!(100), json!(999_999)], vec![json!(99), json!(1_000_000), json!("100"), json!(100.5)]),
-        ("timezone", vec![json!("Asia/Hong_Kong"), json!("UTC")], vec![json!("Asia/Nowhere"), json!("asia/hong_kong"), json!("+08:00")]),
-        ("twoFactorAuthentication", vec![json!(true)], vec![json!("true"), json!(1)]),
-        ("avatarUrl", vec![json!("")], vec![json!(7), json!({})]),
-        ("jobTitle", vec![json!(null)], vec![json!([])]),
-    ];
-
-    for (field, good, bad) in cases {
-        for value in good {
-            let created = app.post(STAFF, with(ana(), field, value.clone())).await;
-            assert_eq!(created.status, 201, "{field} {value}: {created:?}");
-            let id = created.json()["result"]["id"].as_str().unwrap().to_owned();
-            app.delete(&format!("{STAFF}/{id}")).await.expect(200);
-        }
-        for value in bad {
-            let refused = app.post(STAFF, with(ana(), field, value.clone())).await;
-            assert_eq!(refused.status, 400, "{field} {value}: {refused:?}");
-            assert!(refused.refused(400, 6_451_000).contains(field), "{field} {value}");
-        }
+    for value in good {
+        let created = app.post(STAFF, with(ana(), field, value.clone())).await;
+        assert_eq!(created.status, 201, "{field} {value}: {created:?}");
+        let id = created.json()["result"]["id"].as_str().unwrap().to_owned();
+        app.delete(&format!("{STAFF}/{id}")).await.expect(200);
     }
-    for field in ["id", "version", "createdAt", "nickname", "directChatEnquiry"] {
-        app.post(STAFF, with(ana(), field, json!("x"))).await.refused(400, 6_451_000);
+    for value in bad {
+        let refused = app.post(STAFF, with(ana(), field, value.clone())).await;
+        assert_eq!(refused.status, 400, "{field} {value}: {refused:?}");
+        assert!(refused.refused(400, 6_451_000).contains(field), "{field} {value}");
     }
     assert_eq!(app.get(LIST).await.expect(200)["total"], 0);
+}
+
+fn texts(values: &[&str]) -> Vec<Value> {
+    values.iter().map(|value| json!(value)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_have_1_to_100_characters_that_show_as_they_are() {
+    let long = |count: usize| "ü".repeat(count);
+
+    let bad = ["", " ", &long(101), "a\u{202e}b", "a\u{2066}b", "a\u{2028}b", "a\tb", "a\u{85}b"];
+    check("firstName", texts(&["A", " A ", &long(100)]), texts(&bad)).await;
+    check("lastName", texts(&["\u{202f}x", &long(100)]), vec![json!(null), json!(1), json!({})])
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn email_has_two_parts_of_limited_length() {
+    let local = |bytes: usize| format!("{}@e.com", "l".repeat(bytes));
+    let whole = |bytes: usize| format!("a@{}", "d".repeat(bytes - 2));
+
+    let good = ["a@b", &local(64), &whole(254)];
+    let bad = ["", "a@", "@b", "ab", "a@b@c", "a b@c", &local(65), &whole(255)];
+    check("email", texts(&good), texts(&bad)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_are_whole_and_within_their_range() {
+    let most = 999_999_999_999_999_u64;
+
+    let bad = ["493012345", "+0123", "+", "+49 301", "+1234567890123456"].map(|text| json!(text));
+    let bad = [&bad[..], &[json!(most + 1), json!(0), json!(-1), json!(1.5), json!(true)]].concat();
+    check("phone", vec![json!("+493012345"), json!(most), json!("+999999999999999")], bad).await;
+    let bad = vec![json!(99), json!(1_000_000), json!("100"), json!(100.5), json!(-100)];
+    check("extensionNumber", vec![json!(100), json!(999_999)], bad).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_fields_keep_their_types_and_limits() {
+    let long = |count: usize| "ü".repeat(count);
+
+    check("role", texts(&[&long(255), ""]), texts(&[&long(256)])).await;
+    check("jobTitle", vec![json!(null)], vec![json!([]), json!(7)]).await;
+    check("status", texts(&["Suspended"]), texts(&["suspended", ""])).await;
+    let bad = ["Asia/Nowhere", "asia/hong_kong", "+08:00", ""];
+    check("timezone", texts(&["Asia/Hong_Kong", "UTC"]), texts(&bad)).await;
+    check("twoFactorAuthentication", vec![json!(true)], vec![json!("true"), json!(1)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_that_are_ours_or_unknown_are_refused() {
+    let server = TestServer::start().await;
+
+    for field in ["id", "version", "createdAt", "updatedAt", "nickname", "directChatEnquiry"] {
+        let refused = server.app().post(STAFF, with(ana(), field, json!("x"))).await;
+        assert!(refused.refused(400, 6_451_000).contains(field), "{field}");
+    }
+    server.app().post(STAFF, with(ana(), "directchatEnquiry", json!("x"))).await.expect(201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,7 +173,8 @@ async fn data_scope_follows_the_role_unless_it_is_given() {
 async fn edit_is_a_merge_patch() {
     let server = TestServer::start().await;
     let app = server.app();
-    let id = app.post(STAFF, with(ana(), "jobTitle", json!("Clerk"))).await.expect(201)["id"].clone();
+    let id =
+        app.post(STAFF, with(ana(), "jobTitle", json!("Clerk"))).await.expect(201)["id"].clone();
     let path = format!("{STAFF}/{}", id.as_str().unwrap());
 
     let edited = app.patch(&path, json!({"jobTitle": "Lead", "phone": "+4930123"})).await;
@@ -405,4 +445,63 @@ async fn batch_of_500_is_done_and_of_501_not_at_all() {
     assert_eq!(page.expect(200)["items"].as_array().unwrap().len(), 500);
     app.post(BATCH, json!({"items": []})).await.refused(400, 6_451_000);
     app.send(Method::POST, BATCH, "").await.refused(400, 6_451_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_creates_share_no_email_and_no_extension() {
+    let server = TestServer::start().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..64 {
+        let app = server.app();
+        let email = format!("c{}@example.com", number / 2);
+        tasks.spawn(async move { app.post(STAFF, with(ana(), "email", json!(email))).await });
+    }
+
+    let answers = tasks.join_all().await;
+
+    let created: Vec<Value> = answers
+        .iter()
+        .filter(|answer| answer.status == 201)
+        .map(|answer| answer.expect(201))
+        .collect();
+    assert_eq!(created.len(), 32);
+    assert_eq!(answers.iter().filter(|answer| answer.status == 409).count(), 32);
+    let extensions: BTreeSet<u64> =
+        created.iter().map(|contact| contact["extensionNumber"].as_u64().unwrap()).collect();
+    assert_eq!(extensions, (100..132).collect());
+    assert_eq!(newest(&server.app()).await, 32);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_many_edits_on_the_same_version_wins() {
+    let server = TestServer::start().await;
+    let id = server.app().create_contact("Ana", "Reyes").await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..16 {
+        let app = server.app().with_header("if-match", "\"1\"");
+        let path = format!("{STAFF}/{id}");
+        tasks.spawn(async move {
+            app.patch(&path, json!({"jobTitle": number.to_string()})).await.status
+        });
+    }
+
+    let mut statuses = tasks.join_all().await;
+
+    statuses.sort_unstable();
+    assert_eq!((statuses[0], statuses[1], statuses[15]), (200, 412, 412), "{statuses:?}");
+    assert_eq!(newest(&server.app()).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_does_not_matter_outside_ascii_either() {
+    let server = TestServer::start().await;
+    let app = server.app();
+    let zoe = json!({"firstName": "Zoë", "lastName": "Ñandú", "email": "zoë@example.com"});
+    app.post(STAFF, zoe.clone()).await.expect(201);
+
+    let found = app.get(&format!("{LIST}?fullName=ZO%C3%8B%20%C3%B1")).await.expect(200);
+    let taken = app.post(STAFF, with(zoe, "email", json!("ZOË@example.com"))).await;
+
+    assert_eq!(found["total"], 1);
+    taken.refused(409, 6_451_000);
 }

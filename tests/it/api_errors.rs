@@ -52,6 +52,7 @@ async fn only_one_strict_json_object_is_a_body() {
         good.replace(r#""email""#, r#""firstName":"Eva","email""#),
         good.replace("Ana", "\\ud800"),
         good.replace("Ana", "A\\u0000"),
+        good.replace("\"Ana\"", &format!("{}{}", "[".repeat(100_000), "]".repeat(100_000))),
     ] {
         let answer = app.send(Method::POST, "/contacts/staff", bad.clone()).await;
         assert_eq!(answer.status, 400, "{bad}");
@@ -205,7 +206,8 @@ async fn old_clients_and_offers_to_upgrade_are_answered_as_http() {
     check(&connection.read_answer().await, 200);
     assert!(connection.is_closed().await);
 
-    let upgrade = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n";
+    let upgrade =
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n";
     let line = format!("POST {} HTTP/1.1", contacts(&server));
     let body = r#"{"firstName":"Ana","lastName":"Reyes","email":"ana@example.com"}"#;
     let head = head(&server, &line);
@@ -275,4 +277,35 @@ async fn origins_are_echoed_only_when_they_are_listed() {
     assert_eq!(ask("https://app.example.com.evil.test").await, None);
     let admin = server.admin().with_header("origin", listed).get("/services").await;
     assert_eq!(admin.header("access-control-allow-origin"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn caller_that_waits_for_100_continue_gets_it() {
+    let server = TestServer::start().await;
+    let mut connection = RawConnection::open(server.address()).await;
+    let body = r#"{"firstName":"Ana","lastName":"Reyes","email":"ana@example.com"}"#;
+    let head = head(&server, &format!("POST {} HTTP/1.1", contacts(&server)));
+
+    connection
+        .write(format!("{head}Expect: 100-continue\r\nContent-Length: {}\r\n\r\n", body.len()))
+        .await;
+    assert!(connection.read_text(25).await.starts_with("HTTP/1.1 100 Continue"));
+    connection.write(body).await;
+
+    connection.read_answer().await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_idle_and_unfinished_connections_keep_nobody_out() {
+    let server = TestServer::start().await;
+    let mut open = Vec::new();
+    for number in 0..500 {
+        let mut connection = RawConnection::open(server.address()).await;
+        if number % 2 == 0 {
+            connection.write("GET /livez HTTP/1.1\r\nHost: ").await;
+        }
+        open.push(connection);
+    }
+
+    server.app().create_contact("Ana", "Reyes").await;
 }

@@ -1,6 +1,7 @@
 //! The subscription of an app: enable, disable, where it stands, and which of two requests wins.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use serde_json::{Value, json};
@@ -19,9 +20,8 @@ async fn enable_and_disable_answer_exactly_two_fields() {
     let enabled = server.app().subscribe(true, &url).await;
     let disabled = server.app().subscribe(false, &url).await;
 
-    let body = |enabled: bool| {
-        format!(r#"{{"code":200,"result":{{"enabled":{enabled},"url":"{url}"}}}}"#)
-    };
+    let body =
+        |enabled: bool| format!(r#"{{"code":200,"result":{{"enabled":{enabled},"url":"{url}"}}}}"#);
     assert_eq!(String::from_utf8_lossy(&enabled.body), body(true));
     assert_eq!(String::from_utf8_lossy(&disabled.body), body(false));
     assert_eq!(enabled.header("content-type"), Some("application/json"));
@@ -288,10 +288,11 @@ async fn receiver_may_call_us_while_it_answers_a_challenge() {
     app.subscribe(true, &receiver.url()).await.expect(200);
     app.create_contact("Ana", "Later").await;
 
-    receiver.wait_until("the later event came", |receiver| {
-        receiver.delivered().iter().any(|seen| seen.full_name() == "Ana Later")
-    })
-    .await;
+    receiver
+        .wait_until("the later event came", |receiver| {
+            receiver.delivered().iter().any(|seen| seen.full_name() == "Ana Later")
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -326,4 +327,77 @@ async fn subscription_survives_a_restart() {
 
     receiver.wait_for_delivered(1).await;
     assert_eq!(receiver.challenges().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disable_stops_sending_at_once() {
+    let server = TestServer::start().await;
+    let (receiver, witness) = (Receiver::start().await, Receiver::start().await);
+    receiver.work(|_| async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Reply::status(200)
+    });
+    let app = server.app();
+    app.subscribe(true, &receiver.url()).await.expect(200);
+    let items: Vec<Value> = (0..500)
+        .map(|n| {
+            let email = format!("{n}@example.com");
+            json!({"op": "create", "contact": {"firstName": "N", "lastName": "N", "email": email}})
+        })
+        .collect();
+    app.post("/contacts/staff-batch", json!({"items": items})).await.expect(200);
+    receiver.wait_for_delivered(20).await;
+
+    app.subscribe(false, &receiver.url()).await.expect(200);
+    let answered = Instant::now();
+
+    let (other, token) = server.create_app(&["events"]).await;
+    server.app_with(&other, &token).subscribe(true, &witness.url()).await.expect(200);
+    app.create_contact("Ana", "Last").await;
+    witness.wait_for_delivered(1).await;
+    let all = receiver.notifications();
+    assert!(all.len() < 400, "{} were sent before the test could disable", all.len());
+    let late = all.iter().filter(|seen| seen.at > answered + Duration::from_millis(100)).count();
+    assert_eq!(late, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attempt_that_hangs_at_the_old_url_does_not_keep_the_contact_from_the_new_one() {
+    let server = TestServer::start().await;
+    let (old, new) = (Receiver::start().await, Receiver::start().await);
+    let app = server.app();
+    old.answer(|_| Reply::Hang);
+    app.subscribe(true, &old.url()).await.expect(200);
+    let id = app.create_contact("Ana", "Reyes").await;
+    app.delete(&format!("/contacts/staff/{id}")).await.expect(200);
+    old.wait_for_notifications(1).await;
+
+    app.subscribe(true, &new.url()).await.expect(200);
+
+    new.wait_for_delivered(2).await;
+    assert_eq!(new.kinds_of(&id), ["staffCreate", "staffDelete"]);
+    assert_eq!(old.notifications().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn storm_of_requests_leaves_a_subscription_that_works() {
+    let server = TestServer::start().await;
+    let receiver = Receiver::start().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..40 {
+        let (app, url) = (server.app(), receiver.url());
+        tasks.spawn(async move { app.subscribe(number % 2 == 0, &url).await });
+    }
+
+    for answer in tasks.join_all().await {
+        if answer.status != 200 {
+            assert_eq!(answer.refused(400, 6_451_000), "superseded by a later request");
+        }
+    }
+    server.app().subscribe(true, &receiver.url()).await.expect(200);
+    let id = server.app().create_contact("Ana", "Reyes").await;
+
+    receiver.wait_for_delivered(1).await;
+    server.app().wait_until_idle().await;
+    assert_eq!(receiver.kinds_of(&id), ["staffCreate"]);
 }

@@ -13,7 +13,10 @@ const HISTORY: &str = include_str!("data/congress-excerpt.jsonl");
 /// Applies one change to what a person's contact should look like.
 fn merge(contact: &mut Map<String, Value>, change: &Map<String, Value>) {
     for (field, value) in change {
-        let number = value.as_str().filter(|_| field == "phone").and_then(|text| text[1..].parse::<u64>().ok());
+        let number = value
+            .as_str()
+            .filter(|_| field == "phone")
+            .and_then(|text| text[1..].parse::<u64>().ok());
         match (value, number) {
             (Value::Null, _) => drop(contact.remove(field)),
             (_, Some(number)) => drop(contact.insert(field.clone(), number.into())),
@@ -23,7 +26,9 @@ fn merge(contact: &mut Map<String, Value>, change: &Map<String, Value>) {
 }
 
 /// Applies the history through the API. Gives the roll by e-mail address, and each contact's events.
-async fn apply(app: &Api) -> (BTreeMap<String, Map<String, Value>>, HashMap<String, Vec<&'static str>>) {
+async fn apply(
+    app: &Api,
+) -> (BTreeMap<String, Map<String, Value>>, HashMap<String, Vec<&'static str>>) {
     let mut ids: HashMap<String, String> = HashMap::new();
     let mut roll: HashMap<String, Map<String, Value>> = HashMap::new();
     let mut events: HashMap<String, Vec<&'static str>> = HashMap::new();
@@ -52,7 +57,8 @@ async fn apply(app: &Api) -> (BTreeMap<String, Map<String, Value>>, HashMap<Stri
         };
         events.entry(ids[&key].clone()).or_default().push(kind);
     }
-    let by_email = |contact: Map<String, Value>| (contact["email"].as_str().unwrap().to_owned(), contact);
+    let by_email =
+        |contact: Map<String, Value>| (contact["email"].as_str().unwrap().to_owned(), contact);
     (roll.into_values().map(by_email).collect(), events)
 }
 

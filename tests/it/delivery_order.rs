@@ -162,3 +162,36 @@ async fn backlog_of_a_batch_arrives_whole() {
     assert_eq!(sequences, (1..=2000).collect());
     assert_eq!(server.app().wait_until_idle().await["cursor"], 2000);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contact_with_more_events_than_a_window_holds_blocks_nobody_and_comes_whole_after_a_crash()
+{
+    let mut server = TestServer::start().await;
+    let receiver = Receiver::start().await;
+    receiver.answer(|seen| Reply::status(if seen.full_name() == "Ana Poison" { 500 } else { 200 }));
+    server.app().subscribe(true, &receiver.url()).await.expect(200);
+    let id = server.app().create_contact("Ana", "Poison").await;
+    for batch in 0..3 {
+        let edit = |n: u32| {
+            let contact = json!({"jobTitle": format!("{batch}.{n}")});
+            json!({"op": "edit", "id": id, "contact": contact})
+        };
+        let items: Vec<_> = (0..500).map(edit).collect();
+        server.app().post("/contacts/staff-batch", json!({"items": items})).await.expect(200);
+    }
+
+    let others = live_many(&server.app(), 4, 5).await;
+    receiver.wait_for_delivered(others.len() * LIFE.len()).await;
+    server.kill();
+    server.restart().await;
+    receiver.answer(|_| Reply::status(200));
+
+    server.app().wait_until_idle().await;
+    receiver.assert_contacts_in_order();
+    let mut delivered = receiver.delivered();
+    delivered.retain(|seen| seen.contact() == id);
+    let versions: Vec<u64> = delivered.iter().map(Seen::version).collect();
+    assert_eq!(versions, (1..=1501).collect::<Vec<u64>>());
+    let kinds = kinds_by_contact(&receiver.delivered());
+    assert_eq!(kinds.len(), others.len() + 1);
+}

@@ -9,9 +9,9 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::harness::client::Api;
+use crate::harness::eventually;
 use crate::harness::receiver::{Receiver, Reply, Seen};
 use crate::harness::server::TestServer;
-use crate::harness::eventually;
 
 /// Most events that a crash may repeat, for one subscription.
 const REPEATED_MAX: usize = 256;
@@ -53,7 +53,9 @@ async fn write(app: Api, name: String, acknowledged: Arc<Acknowledged>) {
     for number in 0.. {
         let email = format!("{name}.{number}@example.com");
         let contact = json!({"firstName": "A", "lastName": "B", "email": email});
-        let Some(created) = tell(&app, Method::POST, "/contacts/staff", &contact, &acknowledged).await else {
+        let Some(created) =
+            tell(&app, Method::POST, "/contacts/staff", &contact, &acknowledged).await
+        else {
             return;
         };
         let path = format!("/contacts/staff/{}", created["id"].as_str().unwrap());
@@ -63,7 +65,9 @@ async fn write(app: Api, name: String, acknowledged: Arc<Acknowledged>) {
                 return;
             }
         }
-        if number % 2 == 0 && tell(&app, Method::DELETE, &path, &json!({}), &acknowledged).await.is_none() {
+        if number % 2 == 0
+            && tell(&app, Method::DELETE, &path, &json!({}), &acknowledged).await.is_none()
+        {
             return;
         }
     }
@@ -89,7 +93,11 @@ async fn tell(
     Some(result)
 }
 
-fn start_writers(app: &Api, round: usize, acknowledged: &Arc<Acknowledged>) -> tokio::task::JoinSet<()> {
+fn start_writers(
+    app: &Api,
+    round: usize,
+    acknowledged: &Arc<Acknowledged>,
+) -> tokio::task::JoinSet<()> {
     let mut writers = tokio::task::JoinSet::new();
     for number in 0..8 {
         let name = format!("r{round}.w{number}");
@@ -153,9 +161,16 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed_under_load() {
 
     server.app().wait_until_idle().await;
     let delivered = receiver.delivered();
-    let told: BTreeSet<(String, u64)> = delivered.iter().map(|n| (n.contact(), n.version())).collect();
-    let missing: Vec<_> =
-        acknowledged.changes.lock().unwrap().iter().filter(|change| !told.contains(change)).cloned().collect();
+    let told: BTreeSet<(String, u64)> =
+        delivered.iter().map(|n| (n.contact(), n.version())).collect();
+    let missing: Vec<_> = acknowledged
+        .changes
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|change| !told.contains(change))
+        .cloned()
+        .collect();
     assert!(missing.is_empty(), "acknowledged and not delivered: {missing:?}");
     let deleted: BTreeSet<String> =
         delivered.iter().filter(|n| n.kind() == "staffDelete").map(Seen::contact).collect();
@@ -193,8 +208,12 @@ async fn sigterm_ends_in_order_with_everything_recorded() {
     let delivered = receiver.delivered();
     assert!(before < delivered.len(), "the test must stop the server with events pending");
     assert_eq!(count_repetitions(&receiver.notifications()), 0, "{before} before the restart");
-    let told: BTreeSet<(String, u64)> = delivered.iter().map(|n| (n.contact(), n.version())).collect();
-    assert!(told.is_superset(&acknowledged.changes.lock().unwrap()), "an acknowledged change was lost");
+    let told: BTreeSet<(String, u64)> =
+        delivered.iter().map(|n| (n.contact(), n.version())).collect();
+    assert!(
+        told.is_superset(&acknowledged.changes.lock().unwrap()),
+        "an acknowledged change was lost"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

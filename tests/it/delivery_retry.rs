@@ -128,7 +128,9 @@ async fn pause_without_a_usable_time_is_one_second() {
     for reply in [Reply::status(429), Reply::header(429, "retry-after", "soon")] {
         let server = TestServer::start().await;
         let receiver = Receiver::start().await;
-        receiver.answer(move |seen| if attempt(seen) == 1 { reply.clone() } else { Reply::status(200) });
+        receiver.answer(
+            move |seen| if attempt(seen) == 1 { reply.clone() } else { Reply::status(200) },
+        );
         server.app().subscribe(true, &receiver.url()).await.expect(200);
 
         server.app().create_contact("Ana", "Reyes").await;
@@ -237,7 +239,11 @@ async fn receiver_that_was_not_there_gets_everything_when_it_comes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn success_is_a_success_whatever_its_body_is() {
-    let server = TestServer::builder().flag("--request-timeout", "2s").flag("--connect-timeout", "1s").start().await;
+    let server = TestServer::builder()
+        .flag("--request-timeout", "2s")
+        .flag("--connect-timeout", "1s")
+        .start()
+        .await;
     let receiver = Receiver::start().await;
     receiver.answer(|seen| match seen.sequence() {
         1 => Reply::body(200, vec![b'x'; 10 << 20]),

@@ -41,7 +41,9 @@ async fn attempts_of_one_event_share_its_id_and_count_up() {
     let server = TestServer::builder().flag("--retry-schedule", "1s,1s").start().await;
     let receiver = Receiver::start().await;
     let app = server.app();
-    receiver.answer(|seen| Reply::status(if seen.header("rollcall-attempt") == "3" { 200 } else { 500 }));
+    receiver.answer(|seen| {
+        Reply::status(if seen.header("rollcall-attempt") == "3" { 200 } else { 500 })
+    });
     app.subscribe(true, &receiver.url()).await.expect(200);
 
     app.create_contact("Ana", "Reyes").await;
@@ -105,7 +107,9 @@ async fn no_token_secret_name_or_address_of_staff_is_in_the_log() {
     let server = TestServer::builder().flag("--log", "debug").start().await;
     let receiver = Receiver::start().await;
     let app = server.app();
-    receiver.answer(|seen| Reply::status(if seen.header("rollcall-attempt") == "2" { 200 } else { 500 }));
+    receiver.answer(|seen| {
+        Reply::status(if seen.header("rollcall-attempt") == "2" { 200 } else { 500 })
+    });
     app.subscribe(true, &receiver.url()).await.expect(200);
     app.create_contact("Anastasia", "Reyesova").await;
     receiver.wait_for_delivered(1).await;

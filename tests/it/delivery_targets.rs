@@ -7,22 +7,59 @@ use crate::harness::server::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_calls_no_private_address_under_any_spelling() {
-    let server = TestServer::builder().serve().flag("--allow-http", "true").flag("--verifications-per-app", "0").start().await;
+    let server = TestServer::builder()
+        .serve()
+        .flag("--allow-http", "true")
+        .flag("--verifications-per-app", "0")
+        .start()
+        .await;
     let receiver = Receiver::start().await;
     let port = receiver.url().rsplit(':').next().unwrap().to_owned();
 
     for host in [
-        "127.0.0.1", "127.9.9.9", "localhost", "LOCALHOST", "a.localhost", "[::1]", "0.0.0.0", "[::]",
-        "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254", "224.0.0.1",
-        "192.0.2.1", "198.18.0.1", "255.255.255.255", "[fd00::1]", "[fe80::1]", "[ff02::1]",
-        "[2001:db8::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]",
-        "[::127.0.0.1]", "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "127.0.0.1.", "１２７.0.0.1",
-        "%31%32%37.0.0.1", "intranet", "db.internal", "printer.local", "user@127.0.0.1",
+        "127.0.0.1",
+        "127.9.9.9",
+        "localhost",
+        "LOCALHOST",
+        "a.localhost",
+        "[::1]",
+        "0.0.0.0",
+        "[::]",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "224.0.0.1",
+        "192.0.2.1",
+        "198.18.0.1",
+        "255.255.255.255",
+        "[fd00::1]",
+        "[fe80::1]",
+        "[ff02::1]",
+        "[2001:db8::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "[::127.0.0.1]",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "127.0.0.1.",
+        "１２７.0.0.1",
+        "%31%32%37.0.0.1",
+        "intranet",
+        "db.internal",
+        "printer.local",
+        "user@127.0.0.1",
     ] {
         let answer = server.app().subscribe(true, &format!("http://{host}:{port}")).await;
         assert_eq!(answer.status, 400, "{host}: {answer:?}");
         let message = answer.refused(400, 6_451_000);
-        let step = ["url", "name", "address"].iter().any(|step| message.contains(&format!("step {step}")));
+        let step =
+            ["url", "name", "address"].iter().any(|step| message.contains(&format!("step {step}")));
         assert!(step, "{host}: {message}");
     }
     assert!(receiver.challenges().is_empty());
@@ -93,9 +130,20 @@ async fn malformed_urls_are_refused_without_a_call() {
     let longest = format!("{base}/{}", "x".repeat(2048 - base.len() - 1));
 
     for bad in [
-        "", "/hook", "hook", "http:", "http://", "ftp://127.0.0.1/", "file:///etc/passwd", "//127.0.0.1/",
-        &format!("{base}/hook#part"), &format!("{base}/a b"), &format!(" {base}/hook"),
-        &format!("{base}/hook\n"), &format!("{base}\\hook"), &format!("{longest}x"),
+        "",
+        "/hook",
+        "hook",
+        "http:",
+        "http://",
+        "ftp://127.0.0.1/",
+        "file:///etc/passwd",
+        "//127.0.0.1/",
+        &format!("{base}/hook#part"),
+        &format!("{base}/a b"),
+        &format!(" {base}/hook"),
+        &format!("{base}/hook\n"),
+        &format!("{base}\\hook"),
+        &format!("{longest}x"),
     ] {
         let refused = server.app().subscribe(true, bad).await;
         assert_eq!(refused.status, 400, "{bad}: {refused:?}");

@@ -9,9 +9,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::harness::client::{Answer, Api};
+use crate::harness::eventually;
 use crate::harness::receiver::{Receiver, Seen};
 use crate::harness::server::TestServer;
-use crate::harness::eventually;
 
 /// A small file system of its own; gone with the value.
 struct SmallDisk(PathBuf);
@@ -49,7 +49,8 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let done = Command::new("umount").arg(&self.0).status().is_ok_and(|status| status.success());
+        let done =
+            Command::new("umount").arg(&self.0).status().is_ok_and(|status| status.success());
         if done {
             drop(fs::remove_dir(&self.0));
         }
@@ -58,7 +59,9 @@ impl Drop for SmallDisk {
 
 #[expect(clippy::print_stderr, reason = "a test that was skipped must not look green")]
 fn say_skipped() {
-    eprintln!("SKIPPED: this process may not mount a small file system, so a full disk was not tested");
+    eprintln!(
+        "SKIPPED: this process may not mount a small file system, so a full disk was not tested"
+    );
 }
 
 async fn create(app: &Api, number: usize) -> Answer {
@@ -125,7 +128,10 @@ async fn full_disk_stops_writes_only_and_only_while_it_is_full() {
     }
 
     disk.free();
-    eventually("writes return by themselves", || async { (create(&app, 0).await.status == 409).then_some(()) }).await;
+    eventually("writes return by themselves", || async {
+        (create(&app, 0).await.status == 409).then_some(())
+    })
+    .await;
     let last = create(&app, number + 1).await.expect(201);
     acknowledged.insert(id_of(&last));
 

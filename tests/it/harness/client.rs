@@ -93,8 +93,16 @@ impl Api {
         request.headers_mut().extend(self.headers.clone());
         let answer = async {
             let (head, body) = self.http.request(request).await?.into_parts();
-            let body = body.collect().await.map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { error.into() })?.to_bytes();
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Answer { status: head.status.as_u16(), headers: head.headers, body })
+            let body = body
+                .collect()
+                .await
+                .map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { error.into() })?
+                .to_bytes();
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Answer {
+                status: head.status.as_u16(),
+                headers: head.headers,
+                body,
+            })
         };
         let answer = tokio::time::timeout(ANSWER_WITHIN, answer)
             .await
@@ -193,6 +201,14 @@ impl RawConnection {
         tokio::time::timeout(ANSWER_WITHIN, read).await.expect("no answer in time")
     }
 
+    /// Reads exactly so many bytes.
+    pub(crate) async fn read_text(&mut self, bytes: usize) -> String {
+        let mut space = vec![0; bytes];
+        let read = tokio::time::timeout(ANSWER_WITHIN, self.0.read_exact(&mut space)).await;
+        read.expect("no answer in time").expect("the connection ended");
+        String::from_utf8(space).unwrap()
+    }
+
     /// Whether the server closes the connection without another byte.
     pub(crate) async fn is_closed(&mut self) -> bool {
         let read = tokio::time::timeout(super::PATIENCE, self.0.read(&mut [0; 1])).await;
@@ -227,6 +243,9 @@ fn parse_answer(bytes: &[u8]) -> Option<Answer> {
     let head = std::str::from_utf8(&bytes[..end]).unwrap();
     let mut lines = head.split("\r\n");
     let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+    if status == 100 {
+        return parse_answer(&bytes[end + 4..]);
+    }
     let mut headers = HeaderMap::new();
     for line in lines {
         let (name, value) = line.split_once(':').unwrap();

@@ -84,7 +84,9 @@ impl Seen {
     /// Fails unless somebody else's implementation of Standard Webhooks accepts it.
     pub(crate) fn assert_signed_with(&self, secret: &str) {
         let verifier = standardwebhooks::Webhook::new(secret).unwrap();
-        verifier.verify(&self.body, &self.headers).unwrap_or_else(|error| panic!("{error}: {self:?}"));
+        verifier
+            .verify(&self.body, &self.headers)
+            .unwrap_or_else(|error| panic!("{error}: {self:?}"));
     }
 }
 
@@ -251,7 +253,11 @@ impl Receiver {
         let mut newest: HashMap<String, u64> = HashMap::new();
         for seen in self.notifications() {
             let last = newest.entry(seen.contact()).or_default();
-            assert!(seen.version() >= *last, "went back to {} after {last}: {seen:?}", seen.version());
+            assert!(
+                seen.version() >= *last,
+                "went back to {} after {last}: {seen:?}",
+                seen.version()
+            );
             *last = seen.version();
         }
     }

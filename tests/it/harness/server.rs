@@ -26,7 +26,8 @@ impl TestDir {
     fn new() -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("rollcall-it-{}-{number}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("rollcall-it-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -44,7 +45,7 @@ pub(crate) struct Builder {
     command: &'static str,
     flags: Vec<String>,
     dir: Arc<TestDir>,
-    data_dir: PathBuf,
+    other_dir: Option<PathBuf>,
     tolerates_errors: bool,
 }
 
@@ -63,7 +64,7 @@ impl Builder {
 
     /// Another data directory than one of its own.
     pub(crate) fn data_dir(mut self, path: &Path) -> Self {
-        self.data_dir = path.to_owned();
+        self.other_dir = Some(path.to_owned());
         self
     }
 
@@ -75,8 +76,7 @@ impl Builder {
 
     /// Starts the server and waits until it says where it listens.
     pub(crate) async fn start(self) -> TestServer {
-        let Builder { command, data_dir, .. } = &self;
-        let mut process = Process::spawn(command, data_dir, &self.flags);
+        let mut process = self.spawn();
         let welcome = process.first_line();
         let mut server = TestServer {
             process,
@@ -97,9 +97,14 @@ impl Builder {
         server
     }
 
+    fn spawn(&self) -> Process {
+        let own = self.dir.0.join("data");
+        Process::spawn(self.command, self.other_dir.as_ref().unwrap_or(&own), &self.flags)
+    }
+
     /// Runs a server that must not start; gives its exit code and what it said.
     pub(crate) fn start_and_fail(&self) -> (Option<i32>, String) {
-        let mut process = Process::spawn(self.command, &self.data_dir, &self.flags);
+        let mut process = self.spawn();
         let status = process.wait(super::PATIENCE).expect("the process must end by itself");
         (status.code(), process.log())
     }
@@ -123,13 +128,11 @@ impl TestServer {
     }
 
     pub(crate) fn builder() -> Builder {
-        let dir = TestDir::new();
-        let data_dir = dir.0.join("data");
         Builder {
             command: "dev",
             flags: Vec::new(),
-            dir: Arc::new(dir),
-            data_dir,
+            dir: Arc::new(TestDir::new()),
+            other_dir: None,
             tolerates_errors: false,
         }
     }
@@ -200,7 +203,7 @@ impl TestServer {
     /// Starts again on the same directory after [`Self::kill`] or [`Self::terminate`]. The port is another one.
     pub(crate) async fn restart(&mut self) {
         assert!(self.process.ended().is_some(), "the server still runs");
-        let mut process = Process::spawn(self.builder.command, &self.builder.data_dir, &self.builder.flags);
+        let mut process = self.builder.spawn();
         let welcome = process.first_line();
         let earlier = std::mem::replace(&mut self.process, process);
         self.process.keep_log_of(&earlier);
