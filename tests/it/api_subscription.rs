@@ -362,8 +362,12 @@ async fn disable_stops_sending_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn attempt_that_hangs_at_the_old_url_does_not_keep_the_contact_from_the_new_one() {
-    let server = TestServer::start().await;
+async fn contact_goes_to_the_new_url_when_its_hanging_attempt_at_the_old_one_has_ended() {
+    let server = TestServer::builder()
+        .flag("--connect-timeout", "1s")
+        .flag("--request-timeout", "2s")
+        .start()
+        .await;
     let (old, new) = (Receiver::start().await, Receiver::start().await);
     let app = server.app();
     old.answer(|_| Reply::Hang);

@@ -275,3 +275,40 @@ async fn held_and_exhausted_deliveries_survive_a_crash() {
     receiver.assert_contacts_in_order();
     server.app().wait_until_idle().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_crash_repeats_at_most_256_events_and_only_the_newest_of_their_contacts() {
+    let mut server = TestServer::builder().flag("--max-in-flight", "256").start().await;
+    let receiver = Receiver::start().await;
+    receiver.work(|_| async {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        Reply::status(200)
+    });
+    server.app().subscribe(true, &receiver.url()).await.expect(200);
+    let mut ids = Vec::new();
+    for number in 0..400 {
+        ids.push(server.app().create_contact("Ana", &number.to_string()).await);
+    }
+    for edit in 0..5 {
+        let edit = |id: &String| json!({"op": "edit", "id": id, "contact": {"jobTitle": edit.to_string()}});
+        let items: Vec<Value> = ids.iter().map(edit).collect();
+        server.app().post("/contacts/staff-batch", json!({"items": items})).await.expect(200);
+    }
+
+    let mut before = 0;
+    for crash in 1..=3 {
+        receiver.wait_for_notifications(before + 500).await;
+        server.kill();
+        server.restart().await;
+        before = receiver.notifications().len();
+        let repeated = count_repetitions(&receiver.notifications());
+        assert!(repeated <= crash * REPEATED_MAX, "{repeated} after {crash} crashes");
+    }
+
+    server.app().wait_until_idle().await;
+    let all = receiver.notifications();
+    let repeated = count_repetitions(&all);
+    assert!(repeated <= 3 * REPEATED_MAX, "{repeated} repeated");
+    let sequences: BTreeSet<u64> = receiver.delivered().iter().map(Seen::sequence).collect();
+    assert_eq!(sequences, (1..=2400).collect());
+}

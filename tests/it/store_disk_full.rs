@@ -18,8 +18,9 @@ struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     /// `None` where this process may not mount.
-    fn mount(megabytes: u32) -> Option<Self> {
-        let path = std::env::temp_dir().join(format!("rollcall-disk-{}", std::process::id()));
+    fn mount(name: &str, megabytes: u32) -> Option<Self> {
+        let name = format!("rollcall-disk-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(name);
         fs::create_dir_all(&path).unwrap();
         let size = format!("size={megabytes}m");
         let mut mount = Command::new("mount");
@@ -89,13 +90,25 @@ fn id_of(contact: &Value) -> String {
     contact["id"].as_str().unwrap().to_owned()
 }
 
+/// Creates contacts until one is refused; gives its number and the answer.
+async fn create_until_refused(app: &Api, acknowledged: &mut BTreeSet<String>) -> (usize, Answer) {
+    for number in 1..5_000 {
+        let answer = create(app, number).await;
+        if answer.status != 201 {
+            return (number, answer);
+        }
+        acknowledged.insert(id_of(&answer.expect(201)));
+    }
+    panic!("the disk is never full")
+}
+
 fn data_dir(disk: &Path) -> PathBuf {
     disk.join("data")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn full_disk_stops_writes_only_and_only_while_it_is_full() {
-    let Some(disk) = SmallDisk::mount(8) else {
+    let Some(disk) = SmallDisk::mount("full", 8) else {
         return say_skipped();
     };
     let builder = TestServer::builder().data_dir(&data_dir(&disk.0)).tolerate_errors();
@@ -106,16 +119,7 @@ async fn full_disk_stops_writes_only_and_only_while_it_is_full() {
     let mut acknowledged = BTreeSet::from([id_of(&create(&app, 0).await.expect(201))]);
 
     disk.fill();
-    let mut number = 0;
-    let refused = loop {
-        number += 1;
-        assert!(number < 5_000, "the disk is never full");
-        let answer = create(&app, number).await;
-        if answer.status != 201 {
-            break answer;
-        }
-        acknowledged.insert(id_of(&answer.expect(201)));
-    };
+    let (mut number, refused) = create_until_refused(&app, &mut acknowledged).await;
 
     let message = refused.refused(503, 6_451_001);
     assert!(message.starts_with("Bad response from the service"), "{message}");
@@ -143,5 +147,33 @@ async fn full_disk_stops_writes_only_and_only_while_it_is_full() {
     server.kill();
     server.restart().await;
     assert_eq!(list_ids(&server.app()).await, listed);
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crash_on_a_full_disk_loses_nothing_that_was_acknowledged() {
+    let Some(disk) = SmallDisk::mount("crash", 8) else {
+        return say_skipped();
+    };
+    let builder = TestServer::builder().data_dir(&data_dir(&disk.0)).tolerate_errors();
+    let mut server = builder.start().await;
+    let receiver = Receiver::start().await;
+    server.app().subscribe(true, &receiver.url()).await.expect(200);
+    disk.fill();
+    let mut acknowledged = BTreeSet::new();
+    let (_, refused) = create_until_refused(&server.app(), &mut acknowledged).await;
+    refused.refused(503, 6_451_001);
+
+    server.kill();
+    disk.free();
+    server.restart().await;
+
+    let last = server.app().create_contact("Ana", "Last").await;
+    acknowledged.insert(last);
+    server.app().wait_until_idle().await;
+    let listed = list_ids(&server.app()).await;
+    assert!(listed.is_superset(&acknowledged), "an acknowledged contact is gone");
+    let told: BTreeSet<String> = receiver.delivered().iter().map(Seen::contact).collect();
+    assert_eq!(told, listed, "told and listed differ");
     drop(server);
 }
