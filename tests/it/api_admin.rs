@@ -167,11 +167,25 @@ async fn nothing_crosses_from_one_service_to_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deleted_service_closes_its_apps() {
+async fn deleted_service_closes_its_apps_and_tells_nobody() {
     let server = TestServer::start().await;
-    server.app().create_contact("Ana", "Reyes").await;
+    let receiver = Receiver::start().await;
+    let app = server.app();
+    app.subscribe(true, &receiver.url()).await.expect(200);
+    app.create_contact("Ana", "Reyes").await;
+    receiver.wait_for_delivered(1).await;
 
     server.admin().delete(&format!("/services/{}", server.service_id)).await.expect(200);
 
-    server.app().get("/event-hooks").await.refused(401, 6_452_000);
+    app.get("/event-hooks").await.refused(401, 6_452_000);
+    let service = server.admin().post("/services", json!({"name": "Other"})).await.expect(201);
+    let apps = format!("/services/{}/apps", service["serviceId"].as_str().unwrap());
+    let other = server.admin().post(&apps, json!({"name": "App", "scopes": ALL})).await.expect(201);
+    let text = |field: &str| other[field].as_str().unwrap();
+    let other = server.app_with(text("appID"), text("appToken"));
+    let witness = Receiver::start().await;
+    other.subscribe(true, &witness.url()).await.expect(200);
+    other.create_contact("Ben", "Reyes").await;
+    witness.wait_for_delivered(1).await;
+    assert_eq!(receiver.notifications().len(), 1);
 }

@@ -309,3 +309,16 @@ async fn many_idle_and_unfinished_connections_keep_nobody_out() {
 
     server.app().create_contact("Ana", "Reyes").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn targets_in_absolute_form_and_head_requests_are_understood() {
+    let server = TestServer::start().await;
+    let line = format!("GET http://{}{} HTTP/1.1", server.address(), hooks(&server));
+
+    check(&raw(server.address(), format!("{}\r\n", head(&server, &line))).await, 200);
+
+    let answer = server.app().send(Method::HEAD, "/event-hooks", "").await;
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
+    let answer = server.app().send(Method::HEAD, "/contacts/staff", "").await;
+    assert_eq!((answer.status, answer.body.len()), (405, 0));
+}

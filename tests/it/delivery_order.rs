@@ -195,3 +195,29 @@ async fn contact_with_more_events_than_a_window_holds_blocks_nobody_and_comes_wh
     let kinds = kinds_by_contact(&receiver.delivered());
     assert_eq!(kinds.len(), others.len() + 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_app_of_a_service_gets_every_event_in_order() {
+    let server = TestServer::start().await;
+    let receiver = Receiver::start().await;
+    let mut apps = Vec::new();
+    for number in 0..30 {
+        let (app, token) = server.create_app(&["events"]).await;
+        let api = server.app_with(&app, &token);
+        api.subscribe(true, &receiver.url_of(&format!("/{number}"))).await.expect(200);
+        apps.push(api);
+    }
+
+    let ids = live_many(&server.app(), 4, 5).await;
+
+    receiver.wait_for_delivered(apps.len() * ids.len() * LIFE.len()).await;
+    for (number, app) in apps.iter().enumerate() {
+        app.wait_until_idle().await;
+        let path = format!("/{number}");
+        let mut own = receiver.delivered();
+        own.retain(|seen| seen.path == path);
+        let kinds = kinds_by_contact(&own);
+        assert_eq!(kinds.len(), ids.len(), "app {number}");
+        assert!(kinds.values().all(|kinds| *kinds == LIFE), "app {number}: {kinds:#?}");
+    }
+}

@@ -312,3 +312,18 @@ async fn each_crash_repeats_at_most_256_events_and_only_the_newest_of_their_cont
     let sequences: BTreeSet<u64> = receiver.delivered().iter().map(Seen::sequence).collect();
     assert_eq!(sequences, (1..=2400).collect());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_start_may_be_killed_at_any_time() {
+    let builder = TestServer::builder();
+    for step in 0..20 {
+        builder.start_and_kill(Duration::from_millis(step * 3)).await;
+    }
+
+    let server = builder.start().await;
+
+    let receiver = Receiver::start().await;
+    server.app().subscribe(true, &receiver.url()).await.expect(200);
+    server.app().create_contact("Ana", "Reyes").await;
+    receiver.wait_for_delivered(1).await;
+}

@@ -4,7 +4,11 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 
+use crate::harness::PATIENCE;
 use crate::harness::client::Api;
 use crate::harness::receiver::{Receiver, Reply, Seen};
 use crate::harness::server::TestServer;
@@ -268,4 +272,64 @@ async fn success_is_a_success_whatever_its_body_is() {
     app.wait_until_idle().await;
     let attempts: Vec<u32> = receiver.notifications().iter().map(attempt).collect();
     assert_eq!(attempts, [1, 1, 1, 1]);
+}
+
+/// Answers the first request of each connection, and closes when a second one comes. Gives the attempts it answered.
+async fn answer_once_per_connection(listener: TcpListener, attempts: mpsc::Sender<String>) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let attempts = attempts.clone();
+        tokio::spawn(async move {
+            let (head, body) = read_request(&mut stream).await?;
+            let body: Value = serde_json::from_str(&body).ok()?;
+            let consent =
+                json!({"code": 200, "result": {"challenge": body["challenge"]}}).to_string();
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{consent}", consent.len());
+            stream.write_all(answer.as_bytes()).await.ok()?;
+            if let Some(line) =
+                head.lines().find_map(|line| line.strip_prefix("rollcall-attempt: "))
+            {
+                attempts.send(line.to_owned()).await.ok()?;
+            }
+            read_request(&mut stream).await.map(drop)
+        });
+    }
+}
+
+async fn read_request(stream: &mut TcpStream) -> Option<(String, String)> {
+    let mut seen = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&seen).to_lowercase();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+            if body.len() >= length.parse().ok()? {
+                return Some((head.to_owned(), body.to_owned()));
+            }
+        }
+        let mut space = [0; 4096];
+        match stream.read(&mut space).await {
+            Ok(count @ 1..) => seen.extend_from_slice(&space[..count]),
+            _ => return None,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_that_the_receiver_closed_while_idle_costs_no_attempt() {
+    let server = TestServer::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let (sender, mut attempts) = mpsc::channel(100);
+    tokio::spawn(answer_once_per_connection(listener, sender));
+    let app = server.app();
+    app.subscribe(true, &url).await.expect(200);
+
+    for number in 0..10 {
+        app.create_contact("Ana", &number.to_string()).await;
+        let attempt = tokio::time::timeout(PATIENCE, attempts.recv()).await;
+        assert_eq!(attempt.unwrap().as_deref(), Some("1"), "event {number}");
+    }
+
+    let status = app.wait_until_idle().await;
+    assert_eq!(status["state"], "active");
 }

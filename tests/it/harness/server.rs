@@ -102,6 +102,13 @@ impl Builder {
         Process::spawn(self.command, self.other_dir.as_ref().unwrap_or(&own), &self.flags)
     }
 
+    /// Starts a server and kills it after so long, wherever it is by then.
+    pub(crate) async fn start_and_kill(&self, after: Duration) {
+        let mut process = self.spawn();
+        tokio::time::sleep(after).await;
+        process.kill();
+    }
+
     /// Runs a server that must not start; gives its exit code and what it said.
     pub(crate) fn start_and_fail(&self) -> (Option<i32>, String) {
         let mut process = self.spawn();
