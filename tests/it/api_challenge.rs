@@ -143,6 +143,18 @@ async fn receiver_that_is_not_there_is_refused_at_connect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn receiver_without_encryption_is_refused_at_tls_when_the_url_says_https() {
+    let server = TestServer::start().await;
+    let receiver = Receiver::start().await;
+
+    let url = receiver.url().replace("http://", "https://");
+    let answer = server.app().subscribe(true, &url).await;
+
+    assert!(answer.refused(400, 6_451_000).contains("step tls"), "{answer:?}");
+    assert!(receiver.challenges().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn silent_and_trickling_receivers_are_given_up_after_10_seconds() {
     let server = TestServer::start().await;
     let (silent, trickling) = (Receiver::start().await, Receiver::start().await);

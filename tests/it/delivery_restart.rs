@@ -327,3 +327,55 @@ async fn first_start_may_be_killed_at_any_time() {
     server.app().create_contact("Ana", "Reyes").await;
     receiver.wait_for_delivered(1).await;
 }
+
+/// Creates contacts with a key each, and gives the number of the first that got no answer.
+async fn create_with_keys(app: Api, writer: usize, from: usize) -> usize {
+    for number in from.. {
+        let answer = create_with_key(&app, writer, number).await;
+        if answer.is_none_or(|status| status == 503) {
+            return number;
+        }
+        assert_eq!(answer, Some(201), "{writer}.{number}");
+    }
+    unreachable!("there is always another number")
+}
+
+async fn create_with_key(app: &Api, writer: usize, number: usize) -> Option<u16> {
+    let app = app.with_header("idempotency-key", &format!("{writer}.{number}"));
+    let email = format!("{writer}.{number}@example.com");
+    let contact = json!({"firstName": "A", "lastName": "B", "email": email}).to_string();
+    let answer = app.try_send(Method::POST, "/contacts/staff", contact).await.ok()?;
+    Some(answer.status)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn request_that_is_repeated_with_its_key_after_a_crash_is_done_once() {
+    let mut server = TestServer::start().await;
+    let mut next = [0; 8];
+
+    for _ in 0..3 {
+        let before = server.app().subscription().await["newest"].as_u64().unwrap();
+        let app = server.app();
+        let creating: Vec<_> = (0..8)
+            .map(|writer| tokio::spawn(create_with_keys(app.clone(), writer, next[writer])))
+            .collect();
+        eventually("contacts were created", || async {
+            let status = app.subscription().await;
+            (status["newest"].as_u64().unwrap() > before + 100).then_some(())
+        })
+        .await;
+        server.kill();
+        for (writer, creating) in creating.into_iter().enumerate() {
+            next[writer] = creating.await.unwrap();
+        }
+        server.restart().await;
+    }
+    for (writer, number) in next.into_iter().enumerate() {
+        assert_eq!(create_with_key(&server.app(), writer, number).await, Some(201));
+    }
+
+    let created: usize = next.iter().map(|number| number + 1).sum();
+    assert_eq!(list_ids(&server.app()).await.len(), created);
+    let status = server.app().subscription().await;
+    assert_eq!(status["newest"], json!(created));
+}
