@@ -222,11 +222,7 @@ impl Writer {
         let now = self.clock.now();
         match transact(connection, &mut self.services, &self.ids, now, group, &mut answers) {
             Ok(commit) => {
-                if self.failing {
-                    self.failing = false;
-                    self.pool.set_broken(None);
-                    tracing::info!("store writes again");
-                }
+                self.recovered();
                 self.queue.tell(&commit);
                 answers.give();
                 self.services.trim();
@@ -277,8 +273,12 @@ impl Writer {
         }
     }
 
-    /// A quiet moment: move what was written from the log into the database file.
+    /// A quiet moment: find out whether a store that failed works again, and move what was written from the log
+    /// into the database file.
     fn idle(&mut self) {
+        if self.failing {
+            self.probe();
+        }
         if self.checkpointed {
             return;
         }
@@ -288,6 +288,28 @@ impl Writer {
                 connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
         {
             tracing::debug!(error = %error, "checkpoint failed");
+        }
+    }
+
+    /// Writes one row: without it a server that nobody writes to would call itself not ready for ever.
+    fn probe(&mut self) {
+        let Some(connection) = &self.connection else { return };
+        let now = self.clock.now().millis();
+        let written = connection
+            .execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('write_probe', ?1)", [now]);
+        match written {
+            Ok(_) => self.recovered(),
+            Err(error) => {
+                self.abandon(&Failure { error, during: "probe" }, Answers::default());
+            }
+        }
+    }
+
+    fn recovered(&mut self) {
+        if self.failing {
+            self.failing = false;
+            self.pool.set_broken(None);
+            tracing::info!("store writes again");
         }
     }
 
