@@ -1,14 +1,14 @@
 //! A small HTTP client, and raw bytes for what no client would send.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -19,11 +19,14 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(40);
 /// A caller of one server with one token.
 #[derive(Clone)]
 pub(crate) struct Api {
-    http: Client<HttpConnector, Full<Bytes>>,
-    base: String,
+    connections: Arc<Mutex<Vec<SendRequest<Full<Bytes>>>>>,
+    authority: String,
+    prefix: String,
     token: Option<String>,
     headers: HeaderMap,
 }
+
+type Fault = Box<dyn std::error::Error + Send + Sync>;
 
 /// An answer, read to its end.
 #[derive(Clone, Debug)]
@@ -35,10 +38,13 @@ pub(crate) struct Answer {
 
 impl Api {
     /// Paths are appended to `base`.
-    pub(crate) fn new(base: impl Into<String>, token: Option<&str>) -> Self {
+    pub(crate) fn new(base: &str, token: Option<&str>) -> Self {
+        let rest = base.strip_prefix("http://").unwrap();
+        let (authority, prefix) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         Self {
-            http: Client::builder(TokioExecutor::new()).build(HttpConnector::new()),
-            base: base.into(),
+            connections: Arc::default(),
+            authority: authority.to_owned(),
+            prefix: prefix.to_owned(),
             token: token.map(str::to_owned),
             headers: HeaderMap::new(),
         }
@@ -85,31 +91,57 @@ impl Api {
         path: &str,
         body: impl Into<Bytes>,
     ) -> Result<Answer, String> {
-        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.prefix));
+        request = request.header("host", &self.authority);
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         let mut request = request.body(Full::new(body.into())).unwrap();
         request.headers_mut().extend(self.headers.clone());
-        let answer = async {
-            let (head, body) = self.http.request(request).await?.into_parts();
-            let body = body
-                .collect()
-                .await
-                .map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { error.into() })?
-                .to_bytes();
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Answer {
-                status: head.status.as_u16(),
-                headers: head.headers,
-                body,
-            })
-        };
+        let answer = self.exchange(request);
         let answer = tokio::time::timeout(ANSWER_WITHIN, answer)
             .await
             .map_err(|_| format!("no answer within {ANSWER_WITHIN:?}"))?
             .map_err(|error| format!("{error:?}"))?;
         assert!(answer.header("x-request-id").is_some(), "no X-Request-Id on {answer:?}");
         Ok(answer)
+    }
+
+    /// Sends on a connection that is open, else on a new one.
+    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, Fault> {
+        loop {
+            let open = self.connections.lock().unwrap().pop();
+            let is_new = open.is_none();
+            let mut sender = match open {
+                Some(sender) => sender,
+                None => self.connect().await?,
+            };
+            let response = match sender.try_send_request(request).await {
+                Ok(response) => response,
+                Err(mut error) => match error.take_message() {
+                    // It was closed before the request was written.
+                    Some(unsent) if !is_new => {
+                        request = unsent;
+                        continue;
+                    }
+                    _ => return Err(error.into_error().into()),
+                },
+            };
+            let (head, body) = response.into_parts();
+            let body = body.collect().await?.to_bytes();
+            if sender.ready().await.is_ok() {
+                self.connections.lock().unwrap().push(sender);
+            }
+            return Ok(Answer { status: head.status.as_u16(), headers: head.headers, body });
+        }
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Fault> {
+        let stream = TcpStream::connect(&self.authority).await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // Its end is seen by the sender.
+        tokio::spawn(connection);
+        Ok(sender)
     }
 
     /// Creates a contact with this name and gives its id; the e-mail address is made from the last name.

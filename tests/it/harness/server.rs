@@ -151,17 +151,17 @@ impl TestServer {
 
     /// Another app.
     pub(crate) fn app_with(&self, app_id: &str, token: &str) -> Api {
-        Api::new(format!("{}/v1/api/apps/{app_id}", self.base_url), Some(token))
+        Api::new(&format!("{}/v1/api/apps/{app_id}", self.base_url), Some(token))
     }
 
     /// The administration.
     pub(crate) fn admin(&self) -> Api {
-        Api::new(format!("{}/v1/admin", self.base_url), Some(&self.admin_token))
+        Api::new(&format!("{}/v1/admin", self.base_url), Some(&self.admin_token))
     }
 
     /// Every path, with this token.
     pub(crate) fn anyone(&self, token: Option<&str>) -> Api {
-        Api::new(self.base_url.clone(), token)
+        Api::new(&self.base_url, token)
     }
 
     /// Makes another app in the service of the server; gives its id and token.
