@@ -233,20 +233,14 @@ impl Running {
 /// # Errors
 ///
 /// There is no store in the directory, or a server holds it.
-pub fn reset_admin_token(data_dir: &Path) -> anyhow::Result<Token> {
+pub async fn reset_admin_token(data_dir: &Path) -> anyhow::Result<Token> {
     if !Embedded::exists(data_dir) {
         bail!("there is no Rollcall data in {}", data_dir.display());
     }
-    let embedded = Embedded::open(data_dir, Arc::new(SystemClock::new()))?;
+    let embedded = open_store(data_dir.to_owned(), Arc::new(SystemClock::new())).await?;
     let token = random_token(Token::ADMIN_PREFIX)?;
-    let write = embedded.store.write.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let hash = token.hash();
-    // A thread of its own, because the caller may already be inside a runtime.
-    let stored = std::thread::scope(|scope| {
-        scope.spawn(|| runtime.block_on(write.set_admin_token(hash))).join()
-    });
-    embedded.close();
-    stored.map_err(|_| anyhow!("the store panicked"))??;
+    let stored = embedded.store.write.set_admin_token(token.hash()).await;
+    tokio::task::spawn_blocking(move || embedded.close()).await?;
+    stored?;
     Ok(token)
 }

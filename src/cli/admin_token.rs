@@ -20,9 +20,9 @@ pub(super) enum AdminTokenCommand {
 }
 
 /// Runs the command.
-pub(super) fn run(command: AdminTokenCommand) -> anyhow::Result<()> {
+pub(super) async fn run(command: AdminTokenCommand) -> anyhow::Result<()> {
     let AdminTokenCommand::Reset { data_dir } = command;
-    let token = app::reset_admin_token(&data_dir).with_context(|| {
+    let token = app::reset_admin_token(&data_dir).await.with_context(|| {
         let data_dir = data_dir.display();
         format!("cannot reset the admin token in {data_dir}; stop the server and check the path")
     })?;

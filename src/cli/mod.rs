@@ -111,7 +111,7 @@ async fn run_command(command: Command) -> anyhow::Result<()> {
         Command::App(command) => app::run(command).await,
         Command::Staff(command) => staff::run(command).await,
         Command::Subscription(command) => subscription::run(command).await,
-        Command::AdminToken(command) => admin_token::run(command),
+        Command::AdminToken(command) => admin_token::run(command).await,
         Command::Config(command) => config::run(command),
     }
 }
