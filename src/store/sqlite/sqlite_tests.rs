@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
 use super::{DATABASE_FILE, Embedded, migrate};
 use crate::domain::clock::SystemClock;
+use crate::domain::contact::ContactPatch;
+use crate::store::command::ContactChange;
 use crate::store::{Error, conformance};
 
 /// A directory of its own, removed at the end.
@@ -72,6 +75,43 @@ async fn a_second_process_is_refused_and_what_was_written_is_there_again() {
 fn version(path: &Path) -> i64 {
     let connection = Connection::open(path).unwrap();
     connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap()
+}
+
+fn rows(path: &Path) -> i64 {
+    let connection = Connection::open(path).unwrap();
+    let tables = ["services", "apps", "app_tokens", "app_secrets", "contacts", "events"];
+    let count = |table: &&str| -> i64 {
+        let query = format!("SELECT count(*) FROM {table}");
+        connection.query_row(&query, [], |row| row.get(0)).unwrap()
+    };
+    tables.iter().map(count).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hidden_service_is_removed_in_slices() {
+    let scratch = Scratch::new();
+    let embedded = scratch.open().unwrap();
+    let write = &embedded.store.write;
+    let service = write.create_service("Leaving".to_owned()).await.unwrap().id;
+    let changes = (0..1_200).map(|number| {
+        let body = serde_json::json!({
+            "firstName": "Ana", "lastName": "Ng", "email": format!("a{number}@example.org"),
+        });
+        let serde_json::Value::Object(object) = body else { unreachable!("it is an object") };
+        ContactChange::Create(ContactPatch::from_json(object).unwrap())
+    });
+    write.change_contacts(service, changes.collect()).await.unwrap();
+    let path = scratch.0.join(DATABASE_FILE);
+    assert_eq!(rows(&path), 1 + 1_200 + 1_200);
+
+    write.delete_service(service).await.unwrap();
+
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while rows(&path) > 0 {
+        assert!(Instant::now() < deadline, "{} rows are left", rows(&path));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    embedded.close();
 }
 
 #[test]

@@ -30,6 +30,9 @@ const REOPEN_WAIT: Duration = Duration::from_millis(200);
 /// Time between two slices of upkeep while there is work; each is about a millisecond.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// Shortest pause between two slices of upkeep: leaves most of the time to groups.
+const UPKEEP_PAUSE: Duration = Duration::from_millis(5);
+
 /// Why a command was not done.
 pub(super) enum Stop {
     /// It is refused; the group goes on.
@@ -191,7 +194,8 @@ impl Writer {
                 (Some(_), false) => CHECKPOINT_QUIET,
                 (Some(_), true) => IDLE_WAIT,
             };
-            let taken = queue.take_group(patience);
+            let upkeep_in = self.upkeep_at.since(self.clock.moment()).max(UPKEEP_PAUSE);
+            let taken = queue.take_group(patience.min(upkeep_in));
             if self.connection.is_none() {
                 self.reopen();
             }
@@ -222,11 +226,7 @@ impl Writer {
         let now = self.clock.now();
         match transact(connection, &mut self.services, &self.ids, now, group, &mut answers) {
             Ok(commit) => {
-                if self.failing {
-                    self.failing = false;
-                    self.pool.set_broken(None);
-                    tracing::info!("store writes again");
-                }
+                self.recovered();
                 self.queue.tell(&commit);
                 answers.give();
                 self.services.trim();
@@ -277,8 +277,12 @@ impl Writer {
         }
     }
 
-    /// A quiet moment: move what was written from the log into the database file.
+    /// A quiet moment: find out whether a store that failed works again, and move what was written from the log
+    /// into the database file.
     fn idle(&mut self) {
+        if self.failing {
+            self.probe();
+        }
         if self.checkpointed {
             return;
         }
@@ -288,6 +292,28 @@ impl Writer {
                 connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
         {
             tracing::debug!(error = %error, "checkpoint failed");
+        }
+    }
+
+    /// Writes one row: without it a server that nobody writes to would call itself not ready for ever.
+    fn probe(&mut self) {
+        let Some(connection) = &self.connection else { return };
+        let now = self.clock.now().millis();
+        let written = connection
+            .execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('write_probe', ?1)", [now]);
+        match written {
+            Ok(_) => self.recovered(),
+            Err(error) => {
+                self.abandon(&Failure { error, during: "probe" }, Answers::default());
+            }
+        }
+    }
+
+    fn recovered(&mut self) {
+        if self.failing {
+            self.failing = false;
+            self.pool.set_broken(None);
+            tracing::info!("store writes again");
         }
     }
 

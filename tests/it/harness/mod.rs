@@ -1,0 +1,29 @@
+//! What the system tests share: a server, a receiver, a client, and waiting without sleeping.
+
+pub(crate) mod client;
+pub(crate) mod receiver;
+pub(crate) mod server;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything that should happen at once; far above the time it takes on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Time between two looks at a condition that cannot announce itself.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Asks until there is an answer; fails with `what` when none comes within [`PATIENCE`].
+pub(crate) async fn eventually<T, F>(what: &str, mut ask: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "this did not happen within {PATIENCE:?}: {what}");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}

@@ -1,0 +1,363 @@
+//! The real binary, started with its own data directory on a free port.
+//!
+//! Ends only processes that it started, by their id. A test that fails shows the server's log; a test that
+//! passes fails all the same when the server logged an error or a panic that the test did not announce.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::client::Api;
+
+/// The admin token that servers started with `serve` are given.
+const ADMIN_TOKEN: &str = "admin-token-of-the-system-tests-0123456789";
+
+/// A directory that goes away with the last server on it.
+#[derive(Debug)]
+struct TestDir(PathBuf);
+
+impl TestDir {
+    fn new() -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path =
+            std::env::temp_dir().join(format!("rollcall-it-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for TestDir {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+/// How a server is started.
+#[derive(Clone, Debug)]
+pub(crate) struct Builder {
+    command: &'static str,
+    flags: Vec<String>,
+    dir: Arc<TestDir>,
+    other_dir: Option<PathBuf>,
+    tolerates_errors: bool,
+}
+
+impl Builder {
+    /// `rollcall serve` in place of `rollcall dev`.
+    pub(crate) fn serve(mut self) -> Self {
+        self.command = "serve";
+        self
+    }
+
+    /// One more flag with its value.
+    pub(crate) fn flag(mut self, name: &str, value: &str) -> Self {
+        self.flags.push(format!("{name}={value}"));
+        self
+    }
+
+    /// Another data directory than one of its own.
+    pub(crate) fn data_dir(mut self, path: &Path) -> Self {
+        self.other_dir = Some(path.to_owned());
+        self
+    }
+
+    /// Errors in the log are part of this test.
+    pub(crate) fn tolerate_errors(mut self) -> Self {
+        self.tolerates_errors = true;
+        self
+    }
+
+    /// Starts the server and waits until it says where it listens.
+    pub(crate) async fn start(self) -> TestServer {
+        let mut process = self.spawn();
+        let welcome = process.first_line();
+        let mut server = TestServer {
+            process,
+            base_url: String::new(),
+            admin_token: ADMIN_TOKEN.to_owned(),
+            service_id: String::new(),
+            app_id: String::new(),
+            app_token: String::new(),
+            builder: self,
+        };
+        if server.builder.command == "serve" {
+            let url = welcome.trim().strip_prefix("rollcall listens on ");
+            url.expect("the first line must name the address").clone_into(&mut server.base_url);
+            server.make_app().await;
+        } else {
+            server.read_welcome(&welcome);
+        }
+        server
+    }
+
+    fn spawn(&self) -> Process {
+        let own = self.dir.0.join("data");
+        Process::spawn(self.command, self.other_dir.as_ref().unwrap_or(&own), &self.flags)
+    }
+
+    /// Starts a server and kills it after so long, wherever it is by then.
+    pub(crate) async fn start_and_kill(&self, after: Duration) {
+        let mut process = self.spawn();
+        tokio::time::sleep(after).await;
+        process.kill();
+    }
+
+    /// Runs a server that must not start; gives its exit code and what it said.
+    pub(crate) fn start_and_fail(&self) -> (Option<i32>, String) {
+        let mut process = self.spawn();
+        let status = process.wait(super::PATIENCE).expect("the process must end by itself");
+        (status.code(), process.log())
+    }
+}
+
+/// A server that runs.
+pub(crate) struct TestServer {
+    pub(crate) base_url: String,
+    pub(crate) admin_token: String,
+    pub(crate) service_id: String,
+    pub(crate) app_id: String,
+    pub(crate) app_token: String,
+    process: Process,
+    builder: Builder,
+}
+
+impl TestServer {
+    /// `rollcall dev` with a service and an app of all scopes.
+    pub(crate) async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    pub(crate) fn builder() -> Builder {
+        Builder {
+            command: "dev",
+            flags: Vec::new(),
+            dir: Arc::new(TestDir::new()),
+            other_dir: None,
+            tolerates_errors: false,
+        }
+    }
+
+    /// The app that came with the server.
+    pub(crate) fn app(&self) -> Api {
+        self.app_with(&self.app_id, &self.app_token)
+    }
+
+    /// Another app.
+    pub(crate) fn app_with(&self, app_id: &str, token: &str) -> Api {
+        Api::new(&format!("{}/v1/api/apps/{app_id}", self.base_url), Some(token))
+    }
+
+    /// The administration.
+    pub(crate) fn admin(&self) -> Api {
+        Api::new(&format!("{}/v1/admin", self.base_url), Some(&self.admin_token))
+    }
+
+    /// Every path, with this token.
+    pub(crate) fn anyone(&self, token: Option<&str>) -> Api {
+        Api::new(&self.base_url, token)
+    }
+
+    /// Makes another app in the service of the server; gives its id and token.
+    pub(crate) async fn create_app(&self, scopes: &[&str]) -> (String, String) {
+        let path = format!("/services/{}/apps", self.service_id);
+        let app = self.admin().post(&path, json!({"name": "Other", "scopes": scopes})).await;
+        let app = app.expect(201);
+        let text = |field: &str| app[field].as_str().unwrap().to_owned();
+        (text("appID"), text("appToken"))
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.base_url.strip_prefix("http://").unwrap().parse().unwrap()
+    }
+
+    /// How it was started, to start something else on the same directory.
+    pub(crate) fn builder_of(&self) -> Builder {
+        self.builder.clone()
+    }
+
+    /// Everything that it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// SIGKILL, as the kernel gives it when memory is short.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// SIGTERM; gives the exit status, `None` when it does not come within the time.
+    pub(crate) async fn terminate(&mut self, within: Duration) -> Option<ExitStatus> {
+        self.process.terminate();
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(status) = self.process.ended() {
+                return Some(status);
+            }
+            if Instant::now() > deadline {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Starts again on the same directory after [`Self::kill`] or [`Self::terminate`]. The port is another one.
+    pub(crate) async fn restart(&mut self) {
+        assert!(self.process.ended().is_some(), "the server still runs");
+        let mut process = self.builder.spawn();
+        let welcome = process.first_line();
+        let earlier = std::mem::replace(&mut self.process, process);
+        self.process.keep_log_of(&earlier);
+        self.read_welcome(&welcome);
+    }
+
+    fn read_welcome(&mut self, line: &str) {
+        let welcome: Value = serde_json::from_str(line)
+            .unwrap_or_else(|_| panic!("no JSON line: {line:?}\n{}", self.process.log()));
+        let text = |field: &str| welcome[field].as_str().unwrap().to_owned();
+        self.base_url = text("baseURL");
+        self.admin_token = text("adminToken");
+        self.service_id = text("serviceId");
+        self.app_id = text("appID");
+        self.app_token = text("appToken");
+    }
+
+    async fn make_app(&mut self) {
+        let service = self.admin().post("/services", json!({"name": "Test"})).await.expect(201);
+        service["serviceId"].as_str().unwrap().clone_into(&mut self.service_id);
+        let scopes = ["events", "directory:read", "directory:write"];
+        (self.app_id, self.app_token) = self.create_app(&scopes).await;
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.process.kill();
+        let log = self.process.log();
+        if std::thread::panicking() {
+            show(&log);
+        } else if !self.builder.tolerates_errors {
+            let faults: Vec<&str> = log.lines().filter(|line| is_fault(line)).collect();
+            assert!(faults.is_empty(), "the server logged: {faults:#?}");
+        }
+    }
+}
+
+fn is_fault(line: &str) -> bool {
+    line.contains(r#""level":"ERROR""#) || line.contains("panicked at")
+}
+
+#[expect(clippy::print_stderr, reason = "the test runner shows it with the failed test only")]
+fn show(log: &str) {
+    eprintln!("---- the server's log ----\n{log}----");
+}
+
+/// One process that this test started, and what it writes.
+struct Process {
+    child: Child,
+    stdout: BufReader<std::process::ChildStdout>,
+    log: Arc<Mutex<Vec<u8>>>,
+    drain: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Process {
+    fn spawn(command: &str, data_dir: &Path, flags: &[String]) -> Self {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_rollcall"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("ROLLCALL_") {
+                program.env_remove(name);
+            }
+        }
+        program.arg(command);
+        if command == "dev" {
+            program.arg("--json");
+        } else {
+            program.env("ROLLCALL_ADMIN_TOKEN", ADMIN_TOKEN);
+        }
+        program.arg("--listen=127.0.0.1:0").arg("--log-format=json");
+        program.arg(format!("--data-dir={}", data_dir.display())).args(flags);
+        program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = program.spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut stderr = child.stderr.take().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let written = Arc::clone(&log);
+        let drain = std::thread::spawn(move || {
+            let mut space = [0; 4096];
+            while let Ok(count @ 1..) = stderr.read(&mut space) {
+                written.lock().unwrap().extend_from_slice(&space[..count]);
+            }
+        });
+        Self { child, stdout, log, drain: Some(drain) }
+    }
+
+    /// The first line on its standard output; empty when it ends without one.
+    fn first_line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        if line.is_empty() {
+            self.kill();
+            panic!("the server did not start:\n{}", self.log());
+        }
+        line
+    }
+
+    fn log(&self) -> String {
+        String::from_utf8_lossy(&self.log.lock().unwrap()).into_owned()
+    }
+
+    fn keep_log_of(&self, earlier: &Self) {
+        let mut log = self.log.lock().unwrap();
+        let mut whole = earlier.log.lock().unwrap().clone();
+        whole.extend_from_slice(b"---- restarted ----\n");
+        whole.extend_from_slice(&log);
+        *log = whole;
+    }
+
+    fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    fn wait(&mut self, within: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + within;
+        while Instant::now() < deadline {
+            if let Some(status) = self.ended() {
+                self.join_drain();
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
+    }
+
+    fn terminate(&self) {
+        let id = i32::try_from(self.child.id()).unwrap();
+        let id = rustix::process::Pid::from_raw(id).unwrap();
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    }
+
+    fn kill(&mut self) {
+        // An error means that it has already ended.
+        drop(self.child.kill());
+        self.child.wait().unwrap();
+        self.join_drain();
+    }
+
+    fn join_drain(&mut self) {
+        if let Some(drain) = self.drain.take() {
+            drain.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

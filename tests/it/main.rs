@@ -1,0 +1,21 @@
+//! What callers and receivers see: the real binary, real sockets, a real store.
+//!
+//! One file for each topic, named `surface_topic`; what they share stands in `harness`.
+
+#![cfg(test)]
+
+mod harness;
+
+mod api_admin;
+mod api_auth;
+mod api_challenge;
+mod api_contacts;
+mod api_errors;
+mod api_subscription;
+mod congress;
+mod delivery_order;
+mod delivery_restart;
+mod delivery_retry;
+mod delivery_signing;
+mod delivery_targets;
+mod store_disk_full;
