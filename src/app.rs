@@ -94,7 +94,7 @@ async fn build(
     let sender_settings = sender::Settings {
         connect_timeout: settings.connect_timeout,
         request_timeout: settings.request_timeout,
-        proxy: None,
+        proxy: settings.proxy.clone(),
     };
     let sender = Arc::new(Sender::new(&sender_settings, Arc::clone(&guard), Arc::clone(&clock))?);
     let engine_settings = engine_settings(settings)?;

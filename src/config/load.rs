@@ -3,6 +3,7 @@
 //! Every fault of every source is reported together; rules between two settings are judged here too. Called by
 //! `cli`, which hands [`Settings`] to `app`.
 
+use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use ipnet::IpNet;
 use super::fault::{Fault, Faults};
 use super::parse;
 use super::raw::{Raw, Source, Sources, Written, collect};
-use super::table::{SETTINGS, find};
+use super::table::{SETTINGS, find, shown_proxy};
 use crate::domain::tenancy::Token;
 
 /// Where contacts, events and progress are kept.
@@ -42,7 +43,7 @@ pub enum LogFormat {
 }
 
 /// Everything the program may be told, already validated. Each field is explained in the table of settings.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     /// Where requests are accepted.
     pub listen: SocketAddr,
@@ -56,7 +57,8 @@ pub struct Settings {
     pub allow_targets: Vec<IpNet>,
     /// Networks that are never called.
     pub deny_targets: Vec<IpNet>,
-    /// Host names that are allowed, in lower case, each with all names below it; empty is every name.
+    /// Host names that are excused from the rules for names and addresses (not from `deny_targets`), in lower case,
+    /// each with all names below it; nobody else is restricted.
     pub allow_hosts: Vec<String>,
     /// Host names that are refused, in lower case, each with all names below it.
     pub deny_hosts: Vec<String>,
@@ -64,6 +66,8 @@ pub struct Settings {
     pub deny_ports: Vec<u16>,
     /// Whether receivers may have `http` URLs.
     pub allow_http: bool,
+    /// `http://[user:password@]host:port` of a proxy that opens tunnels; hidden in the debug form.
+    pub proxy: Option<String>,
     /// Requests of one service in a minute; 0 is off.
     pub requests_per_minute: u32,
     /// Challenges of one app in a minute; 0 is off.
@@ -86,6 +90,60 @@ pub struct Settings {
     pub log: String,
     /// How it is written.
     pub log_format: LogFormat,
+}
+
+impl fmt::Debug for Settings {
+    /// All fields, the proxy without its password. Taken apart, so that a new field is not forgotten.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            listen,
+            data_dir,
+            store,
+            admin_token,
+            allow_targets,
+            deny_targets,
+            allow_hosts,
+            deny_hosts,
+            deny_ports,
+            allow_http,
+            proxy,
+            requests_per_minute,
+            verifications_per_app,
+            verifications_per_host,
+            verifications_total,
+            connect_timeout,
+            request_timeout,
+            retry_schedule,
+            max_in_flight,
+            cors_origins,
+            log,
+            log_format,
+        } = self;
+        f.debug_struct("Settings")
+            .field("listen", listen)
+            .field("data_dir", data_dir)
+            .field("store", store)
+            .field("admin_token", admin_token)
+            .field("allow_targets", allow_targets)
+            .field("deny_targets", deny_targets)
+            .field("allow_hosts", allow_hosts)
+            .field("deny_hosts", deny_hosts)
+            .field("deny_ports", deny_ports)
+            .field("allow_http", allow_http)
+            .field("proxy", &proxy.as_deref().map(shown_proxy))
+            .field("requests_per_minute", requests_per_minute)
+            .field("verifications_per_app", verifications_per_app)
+            .field("verifications_per_host", verifications_per_host)
+            .field("verifications_total", verifications_total)
+            .field("connect_timeout", connect_timeout)
+            .field("request_timeout", request_timeout)
+            .field("retry_schedule", retry_schedule)
+            .field("max_in_flight", max_in_flight)
+            .field("cors_origins", cors_origins)
+            .field("log", log)
+            .field("log_format", log_format)
+            .finish()
+    }
 }
 
 impl Default for Settings {
@@ -154,6 +212,7 @@ impl Reader {
             deny_hosts: self.read("deny_hosts", |text| parse::list(text, parse::host)),
             deny_ports: self.read("deny_ports", |text| parse::list(text, |port| port.parse().ok())),
             allow_http: self.read("allow_http", parse::simple),
+            proxy: self.read("proxy", parse::proxy),
             requests_per_minute: self.read("requests_per_minute", |t| parse::number(t, &limit)),
             verifications_per_app: self.read("verifications_per_app", |t| parse::number(t, &limit)),
             verifications_per_host: self

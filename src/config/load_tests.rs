@@ -145,6 +145,26 @@ fn values_at_their_limits_are_accepted_and_their_neighbours_refused() {
     check("allow_targets", &["", "10.0.0.1", "::/0"], &["10.0.0.0/33", "example.com"]);
     check("allow_hosts", &["a.example", ""], &[".example", "*.example", "a..b", "über.example"]);
     check("allow_http", &["true", "false"], &["yes", "1", ""]);
+    check(
+        "proxy",
+        &[
+            "",
+            "http://proxy:3128",
+            "http://proxy",
+            "http://u%65:p%3A@[::1]:3128/",
+            "http://10.0.0.1:1",
+        ],
+        &[
+            "proxy:3128",
+            "https://proxy:3128",
+            "socks5://proxy:1",
+            "http://proxy/a",
+            "http://proxy?a",
+            "http://proxy#a",
+            "http://u%zz:p@proxy",
+            "http://:p@proxy",
+        ],
+    );
     check("listen", &["[::1]:0", "0.0.0.0:65535"], &["0.0.0.0", "0.0.0.0:65536", ""]);
     check("store", &["embedded"], &["sqlite", "postgres://u:p@h/d", ""]);
     check("data_dir", &["x"], &[""]);
@@ -173,6 +193,17 @@ fn secrets_are_never_shown() {
     let faults = with_flags(&[("store", "postgres://me:pass@host/db")]).unwrap_err().to_string();
     assert!(!faults.contains("pass"), "{faults}");
     assert!(faults.contains("PostgreSQL is planned"), "{faults}");
+
+    let loaded = with_flags(&[("proxy", "http://me:hunter2@proxy:3128")]).unwrap();
+    assert_eq!(loaded.settings.proxy.as_deref(), Some("http://me:hunter2@proxy:3128"));
+    assert!(!format!("{loaded:?}").contains("hunter2"), "{loaded:?}");
+    assert!(loaded.shown.iter().any(|shown| shown.1 == "http://(hidden)@proxy:3128"));
+    for refused in
+        ["http://me:hunter2/@x:1@proxy", "me:hunter2@proxy:3128", "http://me:hunter2@proxy:x"]
+    {
+        let faults = with_flags(&[("proxy", refused)]).unwrap_err().to_string();
+        assert!(!faults.contains("hunter2"), "{faults}");
+    }
 }
 
 #[test]
@@ -194,6 +225,7 @@ fn defaults_of_dev_are_local_and_unlimited_and_can_be_overridden() {
     assert!(settings.allow_http);
     assert_eq!(settings.requests_per_minute + settings.verifications_per_app, 0);
     assert_eq!(settings.verifications_per_host + settings.verifications_total, 0);
+    assert_eq!(settings.log, "warn");
 
     let environment = environment(&[("ROLLCALL_ALLOW_HTTP", "false")]);
     let loaded = load(&Sources { environment, development: true, ..Sources::default() }).unwrap();

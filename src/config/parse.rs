@@ -109,6 +109,32 @@ pub(super) fn host(text: &str) -> Option<String> {
     (text.len() <= 253 && text.split('.').all(label)).then(|| text.to_ascii_lowercase())
 }
 
+/// The URL of a proxy that opens tunnels, or none when the text is empty. The same rules as where it is used, and
+/// besides nothing that would be ignored there.
+pub(super) fn proxy(text: &str) -> Parsed<Option<String>> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    // No reasons: the parser's could name a part of the password.
+    let url = Url::parse(text).map_err(|_| String::new())?;
+    let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    let user = url.username();
+    let password = url.password().unwrap_or_default();
+    let named = !user.is_empty() || password.is_empty();
+    let decodes = is_percent_encoded(user) && is_percent_encoded(password);
+    let good = url.scheme() == "http" && url.host().is_some() && bare && named && decodes;
+    if good { Ok(Some(text.to_owned())) } else { Err(String::new()) }
+}
+
+/// Whether two hexadecimal digits follow every percent sign.
+fn is_percent_encoded(text: &str) -> bool {
+    let digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_hexdigit);
+    text.split('%')
+        .skip(1)
+        .all(|rest| digit(rest.as_bytes().first()) && digit(rest.as_bytes().get(1)))
+}
+
 /// Web origins or `*`.
 pub(super) fn cors_origins(text: &str) -> Parsed<CorsOrigins> {
     if text.trim() == "*" {

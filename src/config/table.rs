@@ -76,8 +76,18 @@ impl Setting {
             "store" if value.contains(':') => {
                 format!("{}:(hidden)", value.split(':').next().unwrap_or_default())
             }
+            "proxy" => shown_proxy(value),
             _ => value.to_owned(),
         }
+    }
+}
+
+/// A proxy's URL without user and password, also when it is malformed: they end at the last @.
+pub(super) fn shown_proxy(value: &str) -> String {
+    match value.rsplit_once('@') {
+        Some((before, host)) if before.starts_with("http://") => format!("http://(hidden)@{host}"),
+        Some((_, host)) => format!("(hidden)@{host}"),
+        None => value.to_owned(),
     }
 }
 
@@ -117,7 +127,7 @@ const HOSTS_RULE: &str = "host names without a leading dot, internationalised na
 const LIMIT_RULE: &str = "a whole number from 0 to 1000000";
 
 /// Every setting, in the order in which they are explained.
-pub static SETTINGS: [Setting; 22] = [
+pub static SETTINGS: [Setting; 23] = [
     row(
         "listen",
         Kind::Text,
@@ -185,9 +195,11 @@ pub static SETTINGS: [Setting; 22] = [
         "allow_hosts",
         Kind::List,
         "",
-        "Host names that receivers may have: each entry covers itself and every name below it. Empty: every name.",
+        "Host names that are excused from the rules for names and addresses: each may have one label or end in \
+         `.local` or `.internal`, and may stand for any address that `deny_targets` does not cover. Each entry covers \
+         itself and every name below it. Other names are not restricted by this list. Empty: no name is excused.",
         HOSTS_RULE,
-        "example.com,hooks.example.org",
+        "crm.internal,hooks.example.org",
     ),
     row(
         "deny_hosts",
@@ -216,6 +228,17 @@ pub static SETTINGS: [Setting; 22] = [
             "true or false",
             "true",
         ),
+    ),
+    row(
+        "proxy",
+        Kind::Text,
+        "",
+        "A proxy through which receivers are called. It must open tunnels (CONNECT). While it is set, only `https` \
+         receivers can be subscribed. Names are still resolved and judged by Rollcall; the proxy is asked for the \
+         address. What stands before the @ is never shown. A flag can be seen in the list of processes, so prefer \
+         the file for a password. Empty: receivers are called directly.",
+        "a URL of the form http://[user:password@]host:port; special characters in user and password as %XX",
+        "http://proxy.example.com:3128",
     ),
     development(
         "0",
@@ -282,7 +305,8 @@ pub static SETTINGS: [Setting; 22] = [
         Kind::List,
         "5s,30s,2m,10m,30m,1h,3h,6h,12h,24h,24h",
         "The waits between the attempts of one delivery. After the last wait and one more attempt the delivery is \
-         exhausted: kept, visible, and sent again on request.",
+         exhausted: kept and counted, and not sent again. While nothing reaches a receiver at all, probes take the \
+         place of these waits.",
         "1 to 20 durations, each from 1s to 7d, with commas between them",
         "5s,30s,2m,10m",
     ),
@@ -303,13 +327,16 @@ pub static SETTINGS: [Setting; 22] = [
         "origins as browsers send them, with commas between them, or * alone",
         "https://app.example.com,http://localhost:3000",
     ),
-    row(
-        "log",
-        Kind::Text,
-        "info",
-        "What is logged: a level, or levels by module.",
-        "levels error, warn, info, debug, trace or off, alone or as module=level, with commas between them",
-        "info,rollcall=debug",
+    development(
+        "warn",
+        row(
+            "log",
+            Kind::Text,
+            "info",
+            "What is logged: a level, or levels by module.",
+            "levels error, warn, info, debug, trace or off, alone or as module=level, with commas between them",
+            "info,rollcall=debug",
+        ),
     ),
     row(
         "log_format",
