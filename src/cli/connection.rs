@@ -4,10 +4,10 @@
 //! of its own.
 
 use clap::Args;
-use serde_json::Value;
 
 use super::client::Client;
 use super::dev_credentials::DevCredentials;
+use super::ordered::Ordered;
 use super::{Usage, output, table};
 use crate::domain::tenancy::Token;
 
@@ -64,14 +64,18 @@ impl Connection {
     /// Prints a result: as JSON, or as `human` lays it out.
     pub(super) fn show(
         &self,
-        result: &Value,
-        human: impl Fn(&Value) -> String,
+        result: &Ordered,
+        human: impl Fn(&Ordered) -> String,
     ) -> anyhow::Result<()> {
         if self.json { output::print_json(result) } else { output::print(&human(result)) }
     }
 
     /// Prints a list with these columns: heading and field.
-    pub(super) fn show_list(&self, result: &Value, columns: &[(&str, &str)]) -> anyhow::Result<()> {
+    pub(super) fn show_list(
+        &self,
+        result: &Ordered,
+        columns: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
         let (headings, fields): (Vec<&str>, Vec<&str>) = columns.iter().copied().unzip();
         let items = items(result);
         self.show(result, |_| table::table(&headings, &table::rows(items, &fields)))
@@ -132,8 +136,8 @@ impl AppConnection {
 }
 
 /// The entries of a list, with or without the envelope of a page.
-pub(super) fn items(result: &Value) -> &[Value] {
-    result["items"].as_array().or_else(|| result.as_array()).map_or(&[], Vec::as_slice)
+pub(super) fn items(result: &Ordered) -> &[Ordered] {
+    result["items"].as_list().or_else(|| result.as_list()).unwrap_or_default()
 }
 
 /// An option that is there and not empty; an empty variable is as good as none.

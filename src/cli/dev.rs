@@ -5,10 +5,11 @@
 
 use clap::Args;
 use http::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::client::{Client, Refused};
 use super::dev_credentials::DevCredentials;
+use super::ordered::Ordered;
 use super::settings_flags::SettingsFlags;
 use super::{log, output, serve};
 use crate::app::Running;
@@ -56,7 +57,7 @@ async fn welcome(running: &Running, kept: &mut DevCredentials, json: bool) -> an
     kept.data_dir.clone_from(&running.data_dir);
     prepare(kept).await?;
     if json {
-        return output::print(&serde_json::to_string(kept)?);
+        return output::print_json(kept);
     }
     output::print(&text(kept))
 }
@@ -102,7 +103,7 @@ async fn make_demo(kept: &mut DevCredentials) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn text_of(answer: &Value, field: &str) -> anyhow::Result<String> {
+fn text_of(answer: &Ordered, field: &str) -> anyhow::Result<String> {
     let text = answer[field].as_str().map(str::to_owned);
     text.ok_or_else(|| anyhow::anyhow!("the server's answer has no {field}"))
 }

@@ -14,6 +14,7 @@ mod listen;
 mod listen_answer;
 mod listen_receiver;
 mod log;
+mod ordered;
 mod output;
 mod serve;
 mod service;
