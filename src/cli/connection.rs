@@ -28,7 +28,7 @@ pub(super) struct Connection {
     /// The token; without it the credentials that `rollcall dev` left in dev.json are used, if they are there.
     #[arg(long, env = "ROLLCALL_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
-    /// Print the answer's result as JSON.
+    /// Print JSON, one object a line.
     #[arg(long)]
     pub(super) json: bool,
     #[command(flatten)]
