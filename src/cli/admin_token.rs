@@ -1,10 +1,9 @@
 //! `rollcall admin-token`: what to do when the admin token is lost.
 
-use std::path::PathBuf;
-
 use anyhow::Context;
 use clap::Subcommand;
 
+use super::dev_credentials::DataDir;
 use super::output;
 use crate::app;
 
@@ -13,15 +12,15 @@ use crate::app;
 pub(super) enum AdminTokenCommand {
     /// Give a data directory a new admin token, printed once; no server may run on it.
     Reset {
-        /// The data directory.
-        #[arg(long, value_name = "PATH")]
-        data_dir: PathBuf,
+        #[command(flatten)]
+        data_dir: DataDir,
     },
 }
 
 /// Runs the command.
 pub(super) async fn run(command: AdminTokenCommand) -> anyhow::Result<()> {
     let AdminTokenCommand::Reset { data_dir } = command;
+    let data_dir = data_dir.path();
     let token = app::reset_admin_token(&data_dir).await.with_context(|| {
         let data_dir = data_dir.display();
         format!("cannot reset the admin token in {data_dir}; stop the server and check the path")

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::json;
 
+use super::client::Client;
 use super::connection::Connection;
 use super::table::fields;
 use crate::domain::tenancy::Scope;
@@ -48,9 +49,9 @@ pub(super) enum AppCommand {
 /// Which service, on which server.
 #[derive(Debug, Args)]
 pub(super) struct OfService {
-    /// The service's identifier.
+    /// The service's identifier; without it and without --token the one in dev.json.
     #[arg(long, env = "ROLLCALL_SERVICE", value_name = "ID")]
-    service: String,
+    service: Option<String>,
     #[command(flatten)]
     connection: Connection,
 }
@@ -60,25 +61,27 @@ pub(super) async fn run(command: AppCommand) -> anyhow::Result<()> {
     match command {
         AppCommand::Create { name, scopes, of } => {
             let body = json!({"name": name, "scopes": scopes});
-            let client = of.connection.admin()?;
-            let result = client.tell(Method::POST, &of.path(&[]), &body, None).await?;
+            let (client, service) = of.client()?;
+            let result = client.tell(Method::POST, &path(&service, &[]), &body, None).await?;
             of.connection.show(&result, |result| {
                 format!("{}\n\nthe AppToken is shown only this once", fields(result))
             })
         }
         AppCommand::List { of } => {
-            let result = of.connection.admin()?.list(&of.path(&[])).await?;
+            let (client, service) = of.client()?;
+            let result = client.list(&path(&service, &[])).await?;
             let columns = [("APP", "appID"), ("NAME", "name"), ("SCOPES", "scopes")];
             of.connection.show_list(&result, &columns)
         }
         AppCommand::Delete { id, of } => {
-            let result = of.connection.admin()?.ask(Method::DELETE, &of.path(&[&id])).await?;
+            let (client, service) = of.client()?;
+            let result = client.ask(Method::DELETE, &path(&service, &[&id])).await?;
             of.connection.show(&result, |_| format!("deleted {id}"))
         }
         AppCommand::RotateToken { id, overlap, of } => {
             let body = overlap.map_or_else(|| json!({}), |overlap| json!({ "overlap": overlap }));
-            let client = of.connection.admin()?;
-            let path = of.path(&[&id, "token", "rotate"]);
+            let (client, service) = of.client()?;
+            let path = path(&service, &[&id, "token", "rotate"]);
             let result = client.tell(Method::POST, &path, &body, None).await?;
             of.connection.show(&result, |result| {
                 format!("{}\n\nthe AppToken is shown only this once", fields(result))
@@ -88,10 +91,13 @@ pub(super) async fn run(command: AppCommand) -> anyhow::Result<()> {
 }
 
 impl OfService {
-    fn path<'a>(&'a self, rest: &[&'a str]) -> Vec<&'a str> {
-        let apps: [&str; 5] = ["v1", "admin", "services", &self.service, "apps"];
-        apps.iter().chain(rest).copied().collect()
+    fn client(&self) -> anyhow::Result<(Client, String)> {
+        self.connection.admin_of(self.service.as_ref())
     }
+}
+
+fn path<'a>(service: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
+    ["v1", "admin", "services", service, "apps"].iter().chain(rest).copied().collect()
 }
 
 fn parse_scope(text: &str) -> Result<String, String> {

@@ -14,12 +14,14 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls_platform_verifier::BuilderVerifierExt;
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use url::{Host, Url};
 
 use super::Usage;
+use super::ordered::Ordered;
 use crate::domain::tenancy::Token;
 
 /// How long one request may take. A subscribing request waits for the receiver's answer to a challenge, 10 s at
@@ -62,6 +64,14 @@ impl std::fmt::Display for Refused {
     }
 }
 
+/// What every answer is wrapped in.
+#[derive(Deserialize)]
+struct Envelope {
+    code: Option<i64>,
+    message: Option<String>,
+    result: Option<Ordered>,
+}
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
@@ -77,7 +87,7 @@ impl Client {
     }
 
     /// Sends a request without a body and gives the answer's `result`.
-    pub(super) async fn ask(&self, method: Method, path: &[&str]) -> anyhow::Result<Value> {
+    pub(super) async fn ask(&self, method: Method, path: &[&str]) -> anyhow::Result<Ordered> {
         self.send(method, path, &[], None, None).await
     }
 
@@ -86,17 +96,21 @@ impl Client {
         &self,
         path: &[&str],
         query: &[(&str, String)],
-    ) -> anyhow::Result<Value> {
+    ) -> anyhow::Result<Ordered> {
         self.send(Method::GET, path, query, None, None).await
     }
 
     /// Reads a list to its end, page by page.
-    pub(super) async fn list(&self, path: &[&str]) -> anyhow::Result<Value> {
+    pub(super) async fn list(&self, path: &[&str]) -> anyhow::Result<Ordered> {
         let mut page = self.query(path, &[]).await?;
         let mut items = super::connection::items(&page).to_vec();
         for _ in 1..PAGES_MAX {
             let Some(next) = position(&page["next"]) else {
-                return Ok(json!({"items": items, "next": null}));
+                let fields =
+                    [("items", Ordered::List(items)), ("next", Ordered::Plain(Value::Null))];
+                return Ok(Ordered::Object(
+                    fields.map(|(name, value)| (name.to_owned(), value)).into(),
+                ));
             };
             page = self.query(path, &[("after", next)]).await?;
             items.extend_from_slice(super::connection::items(&page));
@@ -111,7 +125,7 @@ impl Client {
         path: &[&str],
         body: &Value,
         version: Option<u64>,
-    ) -> anyhow::Result<Value> {
+    ) -> anyhow::Result<Ordered> {
         self.send(method, path, &[], Some(body), version).await
     }
 
@@ -121,7 +135,7 @@ impl Client {
         method: Method,
         path: &[&str],
         version: Option<u64>,
-    ) -> anyhow::Result<Value> {
+    ) -> anyhow::Result<Ordered> {
         self.send(method, path, &[], None, version).await
     }
 
@@ -132,7 +146,7 @@ impl Client {
         query: &[(&str, String)],
         body: Option<&Value>,
         version: Option<u64>,
-    ) -> anyhow::Result<Value> {
+    ) -> anyhow::Result<Ordered> {
         let url = self.url(path, query)?;
         let request = self.request(method, &url, body, version)?;
         match tokio::time::timeout(REQUEST_TIME, Box::pin(exchange(&url, request))).await {
@@ -192,11 +206,11 @@ impl Client {
 }
 
 /// A position in a list, as text or number; none at its end.
-fn position(next: &Value) -> Option<String> {
+fn position(next: &Ordered) -> Option<String> {
     match next {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+        Ordered::Plain(Value::String(text)) => Some(text.clone()),
+        Ordered::Plain(Value::Number(number)) => Some(number.to_string()),
+        Ordered::Plain(_) | Ordered::List(_) | Ordered::Object(_) => None,
     }
 }
 
@@ -205,7 +219,7 @@ fn authority(url: &Url) -> anyhow::Result<String> {
     Ok(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
-async fn exchange(url: &Url, request: Request<Full<Bytes>>) -> anyhow::Result<Value> {
+async fn exchange(url: &Url, request: Request<Full<Bytes>>) -> anyhow::Result<Ordered> {
     let stream = connect(url).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
@@ -249,22 +263,19 @@ async fn connect(url: &Url) -> anyhow::Result<Box<dyn Stream>> {
     Ok(Box::new(stream.with_context(|| format!("no TLS connection to {url}"))?))
 }
 
-fn judge(url: &Url, status: StatusCode, bytes: &[u8]) -> anyhow::Result<Value> {
+fn judge(url: &Url, status: StatusCode, bytes: &[u8]) -> anyhow::Result<Ordered> {
     let foreign = || {
         format!(
             "{} answered HTTP {status} but is no Rollcall server",
             url.origin().ascii_serialization()
         )
     };
-    let mut answer: Value = serde_json::from_slice(bytes).with_context(foreign)?;
+    let answer: Envelope = serde_json::from_slice(bytes).with_context(foreign)?;
     if status.is_success() {
-        return match answer.get_mut("result") {
-            Some(result) => Ok(result.take()),
-            None => Err(anyhow!(foreign())),
-        };
+        return answer.result.with_context(foreign);
     }
-    let code = answer["code"].as_i64().with_context(foreign)?;
-    let message = answer["message"].as_str().unwrap_or_default().to_owned();
+    let code = answer.code.with_context(foreign)?;
+    let message = answer.message.unwrap_or_default();
     Err(Refused { status, code, message }.into())
 }
 

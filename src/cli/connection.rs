@@ -4,10 +4,10 @@
 //! of its own.
 
 use clap::Args;
-use serde_json::Value;
 
 use super::client::Client;
-use super::dev_credentials::DevCredentials;
+use super::dev_credentials::{DataDir, DevCredentials};
+use super::ordered::Ordered;
 use super::{Usage, output, table};
 use crate::domain::tenancy::Token;
 
@@ -25,12 +25,14 @@ pub(super) struct Connection {
         help = "The server [default: http://127.0.0.1:8080]"
     )]
     url: Option<String>,
-    /// The token; without it the credentials in ./rollcall-data/dev.json are used, if they are there.
+    /// The token; without it the credentials that `rollcall dev` left in dev.json are used, if they are there.
     #[arg(long, env = "ROLLCALL_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
-    /// Print the answer's result as JSON.
+    /// Print JSON, one object a line.
     #[arg(long)]
     pub(super) json: bool,
+    #[command(flatten)]
+    data_dir: DataDir,
 }
 
 impl std::fmt::Debug for Connection {
@@ -52,26 +54,46 @@ pub(super) struct AppConnection {
 impl Connection {
     /// A client with the admin token.
     pub(super) fn admin(&self) -> anyhow::Result<Client> {
+        self.find_admin().map(|(client, _)| client)
+    }
+
+    /// A client with the admin token, and the service: the one that is given, or the one that came with the token
+    /// in dev.json.
+    pub(super) fn admin_of(&self, service: Option<&String>) -> anyhow::Result<(Client, String)> {
+        let (client, left) = self.find_admin()?;
+        let service = given(service).map(str::to_owned).or(left).ok_or_else(|| {
+            Usage("no service: give --service or set ROLLCALL_SERVICE".to_owned())
+        })?;
+        Ok((client, service))
+    }
+
+    /// The client, and the service in dev.json if the token is from there.
+    fn find_admin(&self) -> anyhow::Result<(Client, Option<String>)> {
         if let Some(token) = given(self.token.as_ref()) {
-            return Client::new(self.url_or_default(), Token::from_text(token));
+            return Ok((Client::new(self.url_or_default(), Token::from_text(token))?, None));
         }
         let credentials = self.credentials().ok_or_else(|| {
             Usage("no admin token: give --token or set ROLLCALL_TOKEN".to_owned())
         })?;
-        Client::new(&credentials.base_url, Token::from_text(credentials.admin_token))
+        let client = Client::new(&credentials.base_url, Token::from_text(credentials.admin_token))?;
+        Ok((client, Some(credentials.service_id)))
     }
 
     /// Prints a result: as JSON, or as `human` lays it out.
     pub(super) fn show(
         &self,
-        result: &Value,
-        human: impl Fn(&Value) -> String,
+        result: &Ordered,
+        human: impl Fn(&Ordered) -> String,
     ) -> anyhow::Result<()> {
         if self.json { output::print_json(result) } else { output::print(&human(result)) }
     }
 
     /// Prints a list with these columns: heading and field.
-    pub(super) fn show_list(&self, result: &Value, columns: &[(&str, &str)]) -> anyhow::Result<()> {
+    pub(super) fn show_list(
+        &self,
+        result: &Ordered,
+        columns: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
         let (headings, fields): (Vec<&str>, Vec<&str>) = columns.iter().copied().unzip();
         let items = items(result);
         self.show(result, |_| table::table(&headings, &table::rows(items, &fields)))
@@ -83,7 +105,7 @@ impl Connection {
 
     /// What `rollcall dev` left, if it belongs to the server that is meant.
     fn credentials(&self) -> Option<DevCredentials> {
-        let credentials = DevCredentials::find_local()?;
+        let credentials = DevCredentials::find(&self.data_dir.path())?;
         let same = given(self.url.as_ref())
             .is_none_or(|url| url.trim_end_matches('/') == credentials.base_url);
         same.then_some(credentials)
@@ -132,8 +154,8 @@ impl AppConnection {
 }
 
 /// The entries of a list, with or without the envelope of a page.
-pub(super) fn items(result: &Value) -> &[Value] {
-    result["items"].as_array().or_else(|| result.as_array()).map_or(&[], Vec::as_slice)
+pub(super) fn items(result: &Ordered) -> &[Ordered] {
+    result["items"].as_list().or_else(|| result.as_list()).unwrap_or_default()
 }
 
 /// An option that is there and not empty; an empty variable is as good as none.

@@ -3,12 +3,15 @@
 //! Makes them through its own HTTP API, as anybody would, and keeps their credentials in `dev.json`. Later starts
 //! reuse them as long as the server still knows them.
 
+use std::path::{Path, PathBuf};
+
 use clap::Args;
 use http::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::client::{Client, Refused};
-use super::dev_credentials::DevCredentials;
+use super::dev_credentials::{DataDir, DevCredentials};
+use super::ordered::Ordered;
 use super::settings_flags::SettingsFlags;
 use super::{log, output, serve};
 use crate::app::Running;
@@ -56,9 +59,9 @@ async fn welcome(running: &Running, kept: &mut DevCredentials, json: bool) -> an
     kept.data_dir.clone_from(&running.data_dir);
     prepare(kept).await?;
     if json {
-        return output::print(&serde_json::to_string(kept)?);
+        return output::print_json(kept);
     }
-    output::print(&text(kept))
+    output::print(&text(kept, &program(), &elsewhere(&kept.data_dir)))
 }
 
 /// Makes service and app unless those of the last start still work, and keeps the credentials.
@@ -102,34 +105,76 @@ async fn make_demo(kept: &mut DevCredentials) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn text_of(answer: &Value, field: &str) -> anyhow::Result<String> {
+fn text_of(answer: &Ordered, field: &str) -> anyhow::Result<String> {
     let text = answer[field].as_str().map(str::to_owned);
     text.ok_or_else(|| anyhow::anyhow!("the server's answer has no {field}"))
 }
 
-fn text(kept: &DevCredentials) -> String {
+/// The welcome. `program` and `elsewhere` are ready for a shell: how to call this program again, and what to put
+/// before the short commands, if they do not find the data directory by themselves.
+fn text(kept: &DevCredentials, program: &str, elsewhere: &str) -> String {
     let DevCredentials { base_url, admin_token, service_id, app_id, app_token, data_dir } = kept;
+    let dev_json = DevCredentials::path(data_dir);
+    let dev_json = dev_json.display();
     let data_dir = data_dir.display();
     format!(
         r#"rollcall dev listens on {base_url}
   data directory  {data_dir}
+  credentials     {dev_json}
   admin token     {admin_token}
   service "Demo"  {service_id}
   app "Demo app"  {app_id}
   AppToken        {app_token}
 
-1. In a second terminal, print every notification:
-  rollcall listen --url {base_url} --app {app_id} --token {app_token}
+1. In a second terminal, subscribe a receiver that prints every notification:
+  {program} listen --url {base_url} --app {app_id} --token {app_token}
 
 2. In a third terminal, change the roll:
-  export TOKEN={app_token} STAFF={base_url}/v1/api/apps/{app_id}/contacts
-  curl -s -H "Authorization: Bearer $TOKEN" $STAFF/staff -d '{{"firstName":"Ana","lastName":"Reyes","email":"ana@example.com"}}'
-  curl -s -H "Authorization: Bearer $TOKEN" $STAFF/staffcontact-list
-  curl -s -H "Authorization: Bearer $TOKEN" -X PATCH $STAFF/staff/<id> -d '{{"jobTitle":"Team lead"}}'
-  curl -s -H "Authorization: Bearer $TOKEN" -X DELETE $STAFF/staff/<id>
+  export TOKEN={app_token} APP={base_url}/v1/api/apps/{app_id}
+  curl -w '\n' $APP/contacts/staff -H "Authorization: Bearer $TOKEN" -d '{{"firstName":"Ana","lastName":"Reyes","email":"ana@example.com"}}'
+  curl -w '\n' $APP/contacts/staffcontact-list -H "Authorization: Bearer $TOKEN"
+  curl -w '\n' -X PATCH $APP/contacts/staff/<id> -H "Authorization: Bearer $TOKEN" -d '{{"jobTitle":"Team lead"}}'
+  curl -w '\n' -X DELETE $APP/contacts/staff/<id> -H "Authorization: Bearer $TOKEN"
 
-Started in this directory, `rollcall listen`, `rollcall staff list` and the others need no options."#
+To subscribe a receiver of your own, which must answer the challenge:
+  curl -w '\n' -X PATCH $APP/staff-contact-event-sub -H "Authorization: Bearer $TOKEN" -d '{{"enabled":true,"url":"http://127.0.0.1:9000/"}}'
+
+In this directory the commands find those credentials by themselves, for example:
+  {elsewhere}{program} staff list"#
     )
+}
+
+/// How to call this program again, for a shell: relative where it lies below the working directory.
+fn program() -> String {
+    let Ok(path) = std::env::current_exe() else { return "rollcall".to_owned() };
+    let here = std::env::current_dir().unwrap_or_default();
+    quoted(&called(&path, &here))
+}
+
+/// The path of a program as a shell in that directory finds it.
+fn called(path: &Path, here: &Path) -> PathBuf {
+    match path.strip_prefix(here) {
+        // A name without a slash would be looked up in PATH.
+        Ok(below) if below.components().count() == 1 => Path::new(".").join(below),
+        Ok(below) => below.to_owned(),
+        Err(_) => path.to_owned(),
+    }
+}
+
+/// What the short commands need before them when the data directory is not where they look.
+fn elsewhere(data_dir: &Path) -> String {
+    let usual = std::path::absolute(DataDir::default().path());
+    if usual.is_ok_and(|usual| usual == data_dir) {
+        return String::new();
+    }
+    format!("ROLLCALL_DATA_DIR={} ", quoted(data_dir))
+}
+
+/// A path as one word of a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+@%".contains(&byte);
+    if text.bytes().all(harmless) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]

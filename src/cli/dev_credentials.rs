@@ -2,19 +2,42 @@
 //!
 //! Holds tokens in the clear, on purpose and only for development; the file is readable by its owner alone.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::Args;
 use serde::{Deserialize, Serialize};
 
 /// Its name in the data directory.
 const FILE_NAME: &str = "dev.json";
 
-/// The data directory that the other commands look into.
-const LOCAL_DATA_DIR: &str = "./rollcall-data";
+/// Where the data directory is unless said otherwise.
+const DATA_DIR_DEFAULT: &str = "./rollcall-data";
+
+/// Which data directory a command is about that has no settings.
+#[derive(Debug, Default, Args)]
+pub(super) struct DataDir {
+    /// The data directory of the server; `rollcall dev` leaves its credentials there [default: ./rollcall-data].
+    #[arg(
+        long = "data-dir",
+        env = "ROLLCALL_DATA_DIR",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
+    given: Option<OsString>,
+}
+
+impl DataDir {
+    /// The directory; an empty variable is as good as none.
+    pub(super) fn path(&self) -> PathBuf {
+        let given = self.given.as_deref().filter(|path| !path.is_empty());
+        given.map_or_else(|| PathBuf::from(DATA_DIR_DEFAULT), PathBuf::from)
+    }
+}
 
 /// Where the development server is, and everything that opens it.
 #[derive(Clone, Default, Deserialize, Serialize)]
@@ -42,18 +65,18 @@ pub(super) struct DevCredentials {
 impl DevCredentials {
     /// Reads them from a data directory; none when the file is missing or is something else.
     pub(super) fn find(data_dir: &Path) -> Option<Self> {
-        let text = fs::read_to_string(data_dir.join(FILE_NAME)).ok()?;
+        let text = fs::read_to_string(Self::path(data_dir)).ok()?;
         serde_json::from_str(&text).ok()
     }
 
-    /// Reads them from the usual data directory below the working directory.
-    pub(super) fn find_local() -> Option<Self> {
-        Self::find(Path::new(LOCAL_DATA_DIR))
+    /// Where they are kept in a data directory.
+    pub(super) fn path(data_dir: &Path) -> PathBuf {
+        data_dir.join(FILE_NAME)
     }
 
     /// Writes them, whole or not at all, readable by the owner only.
     pub(super) fn store(&self, data_dir: &Path) -> anyhow::Result<()> {
-        let path = data_dir.join(FILE_NAME);
+        let path = Self::path(data_dir);
         let fresh = data_dir.join("dev.json.new");
         let write = || -> std::io::Result<()> {
             match fs::remove_file(&fresh) {

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use super::{DevCredentials, prepare, text};
+use super::{DevCredentials, called, prepare, quoted, text};
 
 type Requests = Arc<Mutex<Vec<String>>>;
 
@@ -93,9 +93,23 @@ fn commands_to_paste_carry_the_credentials() {
         ..DevCredentials::default()
     };
 
-    let text = text(&kept);
+    let text = text(&kept, "target/x/rollcall", "ROLLCALL_DATA_DIR=/d ");
 
-    assert!(text.contains("rollcall listen --url http://127.0.0.1:1 --app app_1 --token rct_1\n"));
-    assert!(text.contains("STAFF=http://127.0.0.1:1/v1/api/apps/app_1/contacts\n"));
+    let listen = "  target/x/rollcall listen --url http://127.0.0.1:1 --app app_1 --token rct_1\n";
+    assert!(text.contains(listen), "{text}");
+    assert!(text.contains("APP=http://127.0.0.1:1/v1/api/apps/app_1\n"));
     assert!(text.contains(r#"-d '{"jobTitle":"Team lead"}'"#));
+    assert!(text.ends_with("  ROLLCALL_DATA_DIR=/d target/x/rollcall staff list"));
+    let (curls, ends) = (text.matches("curl ").count(), text.matches(r"curl -w '\n' ").count());
+    assert_eq!((curls, ends), (5, 5));
+}
+
+#[test]
+fn program_is_called_as_a_shell_in_this_directory_finds_it() {
+    let called = |path: &str| quoted(&called(Path::new(path), Path::new("/home/ana")));
+
+    assert_eq!(called("/home/ana/target/debug/rollcall"), "target/debug/rollcall");
+    assert_eq!(called("/home/ana/rollcall"), "./rollcall");
+    assert_eq!(called("/usr/bin/rollcall"), "/usr/bin/rollcall");
+    assert_eq!(called("/opt/Ana's tools/rollcall"), r"'/opt/Ana'\''s tools/rollcall'");
 }

@@ -1,7 +1,7 @@
 //! `rollcall listen`: a receiver for developers that subscribes itself and prints what arrives.
 //!
 //! One task accepts (`listen_receiver.rs`); this one prints, so that lines never mix. At the end the app is
-//! unsubscribed again, which drops what is pending for it; the feed still has it.
+//! unsubscribed again, which drops what is pending for it, unless it is to be kept.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use super::client::Client;
+use super::client::{Client, Refused};
 use super::connection::AppConnection;
 use super::listen_answer::{Received, Wish, find_challenge};
 use super::listen_receiver::{PRINT_QUEUE, Receiver, accept};
@@ -49,6 +49,9 @@ pub(super) struct ListenArgs {
     /// Answer notifications with this status; with --fail-rate only the failing ones [default there: 500].
     #[arg(long, value_parser = clap::value_parser!(u16).range(200..=599))]
     status: Option<u16>,
+    /// Stay subscribed at the end: what comes meanwhile waits, and nothing that is pending is dropped.
+    #[arg(long, conflicts_with = "no_subscribe")]
+    keep: bool,
     /// Only listen: do not subscribe and unsubscribe the app.
     #[arg(long)]
     no_subscribe: bool,
@@ -89,15 +92,28 @@ pub(super) async fn run(args: ListenArgs) -> anyhow::Result<()> {
     if let (true, Some((client, app))) = (subscribed, &app) {
         // Attempts that still arrive are answered but no longer printed.
         printed.close();
-        let stop = set(client, app, false, &target);
-        tokio::select! {
-            stopped = stop => { stopped.context("cannot unsubscribe")?; }
-            code = signals.next() => std::process::exit(code),
-        }
-        output::complain("unsubscribed");
+        let text = if args.keep {
+            format!("{app} stays subscribed; what comes now waits for the next start")
+        } else {
+            tokio::select! {
+                text = unsubscribe(client, app, &target) => text?,
+                code = signals.next() => std::process::exit(code),
+            }
+        };
+        output::complain(&text);
     }
     accepting.abort();
     ended
+}
+
+/// Gives what to say. A server that has gone away first is no failure of a receiver that ends.
+async fn unsubscribe(client: &Client, app: &str, target: &str) -> anyhow::Result<String> {
+    let dropped = "unsubscribed; what was pending is dropped (use --keep to stay subscribed)";
+    match set(client, app, false, target).await {
+        Ok(()) => Ok(dropped.to_owned()),
+        Err(error) if error.is::<Refused>() => Err(error.context("cannot unsubscribe")),
+        Err(_) => Ok(format!("the server is gone, so {app} is still subscribed to {target}")),
+    }
 }
 
 async fn bind(args: &ListenArgs) -> anyhow::Result<(TcpListener, SocketAddr)> {

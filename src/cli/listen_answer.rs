@@ -2,8 +2,8 @@
 //!
 //! A challenge is always answered properly; the wished failures apply to notifications only.
 
-use http::HeaderMap;
-use serde_json::{Value, json};
+use http::{HeaderMap, HeaderName};
+use serde_json::{Map, Value, json};
 
 use super::output::plain;
 
@@ -122,8 +122,23 @@ impl Received {
             "contactVersion": self.number("rollcall-contact-version"),
             "webhookId": self.header("webhook-id"),
             "answered": self.answered,
+            "headers": self.all_headers(),
             "body": self.body,
         })
+    }
+
+    /// All headers, names in lower case; several of one name with commas between them.
+    fn all_headers(&self) -> Map<String, Value> {
+        let header = |name: &HeaderName| {
+            let values: Vec<_> = self
+                .headers
+                .get_all(name)
+                .iter()
+                .map(|value| String::from_utf8_lossy(value.as_bytes()))
+                .collect();
+            (name.to_string(), values.join(", ").into())
+        };
+        self.headers.keys().map(header).collect()
     }
 
     fn header(&self, name: &str) -> Option<&str> {
@@ -175,6 +190,7 @@ mod tests {
         assert_eq!(value["verified"], false);
         assert_eq!(value["contactVersion"], Value::Null);
         assert_eq!(value["answered"], 500);
+        assert_eq!(value["headers"], json!({"rollcall-attempt": "1", "rollcall-sequence": "7"}));
     }
 
     #[test]

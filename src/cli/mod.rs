@@ -14,6 +14,7 @@ mod listen;
 mod listen_answer;
 mod listen_receiver;
 mod log;
+mod ordered;
 mod output;
 mod serve;
 mod service;
@@ -38,7 +39,8 @@ Exit codes:
   130, 143  ended at once by a second SIGINT or SIGTERM
 
 Without --token the commands that call a server use the credentials that
-`rollcall dev` left in ./rollcall-data/dev.json, and only towards that server.";
+`rollcall dev` left in dev.json, and only towards that server. They look for it
+in --data-dir, else ROLLCALL_DATA_DIR, else ./rollcall-data.";
 
 /// Keeps the roll of staff contacts and calls every system that must know when it changes.
 #[derive(Debug, Parser)]
@@ -161,7 +163,10 @@ mod tests {
             "rollcall staff create --first-name A --last-name B --email a@b.c --phone +4412345",
             "rollcall staff edit sc_1 --job-title Lead --unset role --unset phone --if-match 3",
             "rollcall subscription set --target https://x.example --enabled false",
+            "rollcall app list",
+            "rollcall listen --keep",
             "rollcall admin-token reset --data-dir d",
+            "rollcall admin-token reset",
             "rollcall config show --effective --max-in-flight 3",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -174,6 +179,7 @@ mod tests {
             "rollcall",
             "rollcall serve --no-such-flag",
             "rollcall serve --max-in-flight",
+            "rollcall listen --keep --no-subscribe",
             "rollcall listen --fail-rate 1.01",
             "rollcall listen --status 99",
             "rollcall listen --path hook",

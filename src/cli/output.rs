@@ -25,8 +25,8 @@ pub(super) fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// Writes one JSON value on one line to standard output.
-pub(super) fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
-    print(&value.to_string())
+pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&serde_json::to_string(value)?)
 }
 
 /// Writes a line to standard error. When that fails there is nobody to tell.

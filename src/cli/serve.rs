@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -40,9 +40,20 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
 pub(super) async fn start(settings: config::Settings) -> anyhow::Result<Running> {
     let listen = settings.listen;
     let data_dir = settings.data_dir.display().to_string();
-    Box::pin(app::start(settings))
-        .await
-        .with_context(|| format!("cannot start on {listen} with the data directory {data_dir}"))
+    Box::pin(app::start(settings)).await.map_err(|error| {
+        let hint = if is_address_in_use(&error) { ADDRESS_HINT } else { "" };
+        anyhow!("cannot start on {listen} with the data directory {data_dir}: {error:#}{hint}")
+    })
+}
+
+const ADDRESS_HINT: &str = "\nhint: choose another port with --listen; --listen 127.0.0.1:0 takes any free one. \
+     A second server needs a --data-dir of its own too";
+
+fn is_address_in_use(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref())
+        .any(|cause: &std::io::Error| cause.kind() == std::io::ErrorKind::AddrInUse)
 }
 
 /// Waits for a signal or a failure, then stops in order. When `printed` says that the welcome could not be
