@@ -41,9 +41,9 @@ const LOCK_FILE: &str = "lock";
 /// Pages after which a commit also checkpoints. 64 MiB of log: large, because the writer checkpoints in idle
 /// moments; larger lengthens the longest commit and the start after a crash, smaller makes such commits frequent.
 const CHECKPOINT_PAGES: i64 = 16_000;
-/// Page cache of the writer in KiB. 16 MiB costs a tenth less CPU than 64 MiB, because SQLite walks its table of
-/// pages at each commit; less would read index pages of a large roll from the system's cache more often.
-const WRITER_CACHE_KIB: i64 = 16_384;
+/// Page cache of the writer in KiB. More makes commits slower: moving pages in a balance makes SQLite walk its table
+/// of cached pages at the commit. Less reads index pages of a large roll from the system's cache more often.
+const WRITER_CACHE_KIB: i64 = 8_192;
 /// Page cache of each reader in KiB: readers mostly touch few pages.
 const READER_CACHE_KIB: i64 = 4_096;
 /// Prepared statements kept per connection: every statement there is, with room.
