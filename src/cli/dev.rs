@@ -133,8 +133,9 @@ fn text(kept: &DevCredentials, program: &str, elsewhere: &str) -> String {
   export TOKEN={app_token} APP={base_url}/v1/api/apps/{app_id}
   curl -w '\n' $APP/contacts/staff -H "Authorization: Bearer $TOKEN" -d '{{"firstName":"Ana","lastName":"Reyes","email":"ana@example.com"}}'
   curl -w '\n' $APP/contacts/staffcontact-list -H "Authorization: Bearer $TOKEN"
-  curl -w '\n' -X PATCH $APP/contacts/staff/<id> -H "Authorization: Bearer $TOKEN" -d '{{"jobTitle":"Team lead"}}'
-  curl -w '\n' -X DELETE $APP/contacts/staff/<id> -H "Authorization: Bearer $TOKEN"
+  ID=$(curl -s $APP/contacts/staffcontact-list -H "Authorization: Bearer $TOKEN" | grep -o 'sc_[0-9a-f]*' | tail -n 1)
+  curl -w '\n' -X PATCH $APP/contacts/staff/$ID -H "Authorization: Bearer $TOKEN" -d '{{"jobTitle":"Team lead"}}'
+  curl -w '\n' -X DELETE $APP/contacts/staff/$ID -H "Authorization: Bearer $TOKEN"
 
 To subscribe a receiver of your own, which must answer the challenge:
   curl -w '\n' -X PATCH $APP/staff-contact-event-sub -H "Authorization: Bearer $TOKEN" -d '{{"enabled":true,"url":"http://127.0.0.1:9000/"}}'

@@ -2,9 +2,13 @@
 //!
 //! A challenge is always answered properly; the wished failures apply to notifications only.
 
-use http::{HeaderMap, HeaderName};
-use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
+use http::HeaderMap;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::ordered::Ordered;
 use super::output::plain;
 
 /// Whether the signature was right.
@@ -27,11 +31,11 @@ impl Verified {
         }
     }
 
-    fn json(self) -> Value {
+    fn json(self) -> Option<bool> {
         match self {
-            Self::Yes => Value::Bool(true),
-            Self::No => Value::Bool(false),
-            Self::Unchecked => Value::Null,
+            Self::Yes => Some(true),
+            Self::No => Some(false),
+            Self::Unchecked => None,
         }
     }
 }
@@ -67,17 +71,33 @@ pub(super) struct Received {
     pub(super) answered: u16,
     /// Its headers.
     pub(super) headers: HeaderMap,
-    /// Its body; text where it is no JSON.
-    pub(super) body: Value,
+    /// Its body, fields in the order in which they were signed; text where it is no JSON.
+    pub(super) body: Ordered,
 }
 
 /// The challenge in a body; none when the body is a notification or something else.
-pub(super) fn find_challenge(body: &Value) -> Option<&str> {
-    let object = body.as_object()?;
-    if object.len() != 1 {
-        return None;
+pub(super) fn find_challenge(body: &Ordered) -> Option<&str> {
+    match body {
+        Ordered::Object(fields) if fields.len() == 1 => body["challenge"].as_str(),
+        Ordered::Object(_) | Ordered::List(_) | Ordered::Plain(_) => None,
     }
-    object.get("challenge")?.as_str()
+}
+
+/// One line for programs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Line<'a> {
+    received_at: &'a str,
+    /// Null when no secret is known.
+    verified: Option<bool>,
+    sequence: Option<u64>,
+    attempt: Option<u64>,
+    contact_version: Option<u64>,
+    webhook_id: Option<&'a str>,
+    answered: u16,
+    /// All headers, names in lower case; several of one name with commas between them.
+    headers: BTreeMap<&'a str, String>,
+    body: &'a Ordered,
 }
 
 /// The answer that proves consent.
@@ -113,32 +133,29 @@ impl Received {
     }
 
     /// One object for programs.
-    pub(super) fn json(&self) -> Value {
-        json!({
-            "receivedAt": self.at,
-            "verified": self.verified.json(),
-            "sequence": self.number("rollcall-sequence"),
-            "attempt": self.number("rollcall-attempt"),
-            "contactVersion": self.number("rollcall-contact-version"),
-            "webhookId": self.header("webhook-id"),
-            "answered": self.answered,
-            "headers": self.all_headers(),
-            "body": self.body,
-        })
+    pub(super) fn json(&self) -> Line<'_> {
+        Line {
+            received_at: &self.at,
+            verified: self.verified.json(),
+            sequence: self.number("rollcall-sequence"),
+            attempt: self.number("rollcall-attempt"),
+            contact_version: self.number("rollcall-contact-version"),
+            webhook_id: self.header("webhook-id"),
+            answered: self.answered,
+            headers: self.all_headers(),
+            body: &self.body,
+        }
     }
 
-    /// All headers, names in lower case; several of one name with commas between them.
-    fn all_headers(&self) -> Map<String, Value> {
-        let header = |name: &HeaderName| {
-            let values: Vec<_> = self
-                .headers
-                .get_all(name)
-                .iter()
-                .map(|value| String::from_utf8_lossy(value.as_bytes()))
-                .collect();
-            (name.to_string(), values.join(", ").into())
-        };
-        self.headers.keys().map(header).collect()
+    fn all_headers(&self) -> BTreeMap<&str, String> {
+        let mut all: BTreeMap<&str, String> = BTreeMap::new();
+        for (name, value) in &self.headers {
+            let text = String::from_utf8_lossy(value.as_bytes());
+            all.entry(name.as_str())
+                .and_modify(|earlier| *earlier = format!("{earlier}, {text}"))
+                .or_insert_with(|| text.to_string());
+        }
+        all
     }
 
     fn header(&self, name: &str) -> Option<&str> {
@@ -153,9 +170,12 @@ impl Received {
 #[cfg(test)]
 mod tests {
     use http::HeaderMap;
-    use serde_json::{Value, json};
 
-    use super::{Received, Verified, Wish, find_challenge};
+    use super::{Ordered, Received, Verified, Wish, find_challenge};
+
+    fn parse(text: &str) -> Ordered {
+        serde_json::from_str(text).unwrap()
+    }
 
     fn received(attempt: &str) -> Received {
         let mut headers = HeaderMap::new();
@@ -166,7 +186,9 @@ mod tests {
             verified: Verified::No,
             answered: 500,
             headers,
-            body: json!({"message": {"status": "staffEdit", "fullName": "Ana\u{1b} B", "id": "sc_1"}}),
+            body: parse(
+                r#"{"message":{"status":"staffEdit","fullName":"Ana\u001b B","id":"sc_1"}}"#,
+            ),
         }
     }
 
@@ -184,21 +206,25 @@ mod tests {
 
     #[test]
     fn json_has_null_for_what_is_not_there() {
-        let value = received("1").json();
+        let text = serde_json::to_string(&received("1").json()).unwrap();
 
-        assert_eq!(value["sequence"], 7);
-        assert_eq!(value["verified"], false);
-        assert_eq!(value["contactVersion"], Value::Null);
-        assert_eq!(value["answered"], 500);
-        assert_eq!(value["headers"], json!({"rollcall-attempt": "1", "rollcall-sequence": "7"}));
+        assert_eq!(
+            text,
+            concat!(
+                r#"{"receivedAt":"2026-01-02T03:04:05.678Z","verified":false,"sequence":7,"attempt":1,"#,
+                r#""contactVersion":null,"webhookId":null,"answered":500,"#,
+                r#""headers":{"rollcall-attempt":"1","rollcall-sequence":"7"},"#,
+                r#""body":{"message":{"status":"staffEdit","fullName":"Ana\u001b B","id":"sc_1"}}}"#
+            )
+        );
     }
 
     #[test]
     fn only_a_lone_challenge_is_a_challenge() {
-        assert_eq!(find_challenge(&json!({"challenge": "abc"})), Some("abc"));
-        assert_eq!(find_challenge(&json!({"challenge": "", "type": "message"})), None);
-        assert_eq!(find_challenge(&json!({"challenge": 1})), None);
-        assert_eq!(find_challenge(&json!("challenge")), None);
+        assert_eq!(find_challenge(&parse(r#"{"challenge":"abc"}"#)), Some("abc"));
+        assert_eq!(find_challenge(&parse(r#"{"challenge":"","type":"message"}"#)), None);
+        assert_eq!(find_challenge(&parse(r#"{"challenge":1}"#)), None);
+        assert_eq!(find_challenge(&parse(r#""challenge""#)), None);
     }
 
     #[test]

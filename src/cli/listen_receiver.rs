@@ -14,11 +14,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::listen_answer::{Received, Verified, Wish, echo, find_challenge};
+use super::ordered::Ordered;
 use crate::delivery::signing;
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::subscription::SigningSecret;
@@ -108,8 +108,8 @@ impl Receiver {
     async fn answer_body(&self, headers: HeaderMap, bytes: &[u8]) -> Response<Full<Bytes>> {
         let now = self.clock.now();
         let verified = self.verify(&headers, bytes);
-        let body: Value = serde_json::from_slice(bytes)
-            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(bytes).into_owned()));
+        let body: Ordered = serde_json::from_slice(bytes)
+            .unwrap_or_else(|_| Ordered::Plain(String::from_utf8_lossy(bytes).into()));
         let challenge = find_challenge(&body).map(echo);
         let answered = match challenge {
             Some(_) => 200,
