@@ -13,15 +13,14 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Deserializer;
-use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use subtle::ConstantTimeEq;
 
 use super::sender::{
     Attempt, BODY_BYTES_MAX, BodyEnd, Line, PostFailure, Reading, Received, Sender,
 };
 use super::target_guard::{Refusal, Step};
+use crate::domain::strict_json;
 use crate::domain::subscription::SigningSecret;
 
 /// Time for the whole verification. A caller of the API waits for it, so longer outlasts his own timeout;
@@ -150,7 +149,7 @@ fn judge_received(received: &Received, challenge: &str) -> Result<(), Step> {
 /// [`Step::Json`] when it is not one JSON object without duplicate keys, [`Step::Code`] when `code` is not 200 or
 /// 0, [`Step::Challenge`] when `result` does not hold the challenge.
 pub fn judge_answer(body: &[u8], challenge: &str) -> Result<(), Step> {
-    let Some(Value::Object(answer)) = parse_strictly(body) else {
+    let Ok(Value::Object(answer)) = strict_json::parse(body) else {
         return Err(Step::Json);
     };
     if !matches!(answer.get("code").and_then(Value::as_u64), Some(200 | 0)) {
@@ -159,8 +158,8 @@ pub fn judge_answer(body: &[u8], challenge: &str) -> Result<(), Step> {
     let inner;
     let result = match answer.get("result") {
         Some(Value::Object(result)) => result,
-        Some(Value::String(text)) => match parse_strictly(text.as_bytes()) {
-            Some(Value::Object(result)) => {
+        Some(Value::String(text)) => match strict_json::parse(text.as_bytes()) {
+            Ok(Value::Object(result)) => {
                 inner = result;
                 &inner
             }
@@ -201,76 +200,6 @@ fn hex(bytes: &[u8]) -> String {
         let _written: fmt::Result = write!(text, "{byte:02x}");
         text
     })
-}
-
-/// One JSON value without duplicate keys at any level, and nothing after it.
-fn parse_strictly(bytes: &[u8]) -> Option<Value> {
-    let mut parser = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict.deserialize(&mut parser).ok()?;
-    parser.end().ok()?;
-    Some(value)
-}
-
-/// Builds a value like `serde_json` does, but refuses duplicate keys instead of keeping the last.
-struct Strict;
-
-impl<'de> DeserializeSeed<'de> for Strict {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Strict {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON without duplicate keys")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(Strict)? {
-            list.push(item);
-        }
-        Ok(Value::Array(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-        let mut object = Map::new();
-        while let Some(key) = members.next_key::<String>()? {
-            let value = members.next_value_seed(Strict)?;
-            if object.insert(key, value).is_some() {
-                return Err(de::Error::custom("duplicate key"));
-            }
-        }
-        Ok(Value::Object(object))
-    }
 }
 
 #[cfg(test)]

@@ -9,5 +9,6 @@ pub mod contact_rules;
 pub mod event;
 pub mod id;
 pub mod page;
+pub mod strict_json;
 pub mod subscription;
 pub mod tenancy;
