@@ -221,10 +221,10 @@ impl Running {
 
     /// Returns when the server failed by itself, with the reason.
     pub async fn failed(&self) -> anyhow::Error {
-        while self.embedded.is_writing() {
+        while self.embedded.is_writing() && self.engine.is_running() {
             tokio::time::sleep(WRITER_POLL).await;
         }
-        anyhow!("the store's writer has ended")
+        anyhow!("the store's writer or the delivery engine has ended")
     }
 }
 

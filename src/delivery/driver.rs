@@ -39,6 +39,8 @@ struct State {
     timer: Option<Moment>,
     reported: Report,
     halted: bool,
+    /// How often it was halted: a row that was read before the last halt must not start it again.
+    halts: u64,
     /// The engine wanted to load it while a record was under way.
     load_deferred: bool,
     head: u64,
@@ -66,6 +68,7 @@ impl LaneDriver {
             timer: None,
             reported: Report { permits: 0, doubtful: false, wanted: 0 },
             halted: true,
+            halts: 0,
             load_deferred: false,
             head: 0,
         };
@@ -86,7 +89,10 @@ impl LaneDriver {
         let now = self.shared.clock.moment();
         match &input {
             Input::Head(head) => state.head = state.head.max(*head),
-            Input::Halt => state.halted = true,
+            Input::Halt => {
+                state.halted = true;
+                state.halts += 1;
+            }
             _ => {}
         }
         let mut effects = Vec::new();
@@ -160,6 +166,7 @@ impl LaneDriver {
                     self.step_locked(&mut state, Input::Tick);
                     return;
                 }
+                Ok(_) if self.halted() => return,
                 Ok(_) => tracing::error!(
                     service.id = %self.key.0, event.sequence = after + 1, "event log has a gap"
                 ),
@@ -171,11 +178,11 @@ impl LaneDriver {
         }
     }
 
-    /// Whether the server stops.
+    /// Whether there is nothing to wait for: the server stops, or the lane was halted meanwhile.
     async fn wait_or_stop(&self) -> bool {
         tokio::select! {
             () = self.shared.stopping.cancelled() => true,
-            () = tokio::time::sleep(STORE_RETRY) => false,
+            () = tokio::time::sleep(STORE_RETRY) => self.halted(),
         }
     }
 
@@ -332,12 +339,18 @@ impl LaneDriver {
         self.step_locked(&mut state, Input::Tick);
     }
 
-    /// Begins anew from a row of the store.
-    pub(super) fn restart(self: &Arc<Self>, row: LaneRow) {
+    /// How often it was halted, to be asked before its row is read.
+    pub(super) fn halts(&self) -> u64 {
+        self.lock().halts
+    }
+
+    /// Begins anew from a row of the store, unless it was halted since the row was read: then it is read again.
+    pub(super) fn restart(self: &Arc<Self>, row: LaneRow, halts: u64) {
         let now = self.shared.clock.moment();
         let wall = self.shared.clock.now();
         let mut state = self.lock();
-        if row.subscription.generation < state.lane.generation() {
+        if state.halts != halts {
+            self.shared.hear_changed(self.key);
             return;
         }
         let head = self.shared.head(self.key.0).max(state.head);
@@ -424,7 +437,8 @@ impl Drop for Ending {
             return;
         }
         let mut state = self.lane.lock();
-        let keep_permit = self.lane.shared.slots.keeps(state.lane.in_flight());
+        let doubtful = state.reported.doubtful || self.outcome != Outcome::Delivered;
+        let keep_permit = self.lane.shared.slots.keeps(state.lane.in_flight(), doubtful);
         let input = Input::Ended { contact: self.contact, outcome: self.outcome, keep_permit };
         self.lane.step_locked(&mut state, input);
     }

@@ -211,6 +211,7 @@ impl Shared {
 /// The running engine.
 pub struct Engine {
     shared: Arc<Shared>,
+    main: tokio::task::JoinHandle<()>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -251,15 +252,21 @@ impl Engine {
         let listening = Arc::clone(&shared);
         let queue = shared.store.write.queue();
         queue.add_listener(Arc::new(move |commit| listening.hear_commit(commit)));
-        load_all(&shared).await?;
-        shared.tasks.spawn(run(Arc::clone(&shared)));
-        Ok(Self { shared })
+        load_all(&shared, true).await?;
+        let main = shared.tasks.spawn(run(Arc::clone(&shared)));
+        Ok(Self { shared, main })
     }
 
     /// How the lane of a subscription is doing; `None` when it has none.
     #[must_use]
     pub fn lane_state(&self, service: ServiceId, app: AppId) -> Option<LaneState> {
         self.shared.find((service, app)).map(|lane| lane.lane_state())
+    }
+
+    /// Whether its task lives. Without it changes would be acknowledged and never delivered.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.main.is_finished()
     }
 
     /// Starts nothing any more, waits up to `grace` for what is in flight, and records it.
@@ -278,8 +285,9 @@ impl Engine {
     }
 }
 
-/// Builds every lane from the store, new ones and those that are there.
-async fn load_all(shared: &Arc<Shared>) -> Result<(), Error> {
+/// Builds every lane from the store, new ones and those that are there. At the first time nobody can change a
+/// subscription meanwhile.
+async fn load_all(shared: &Arc<Shared>, first: bool) -> Result<(), Error> {
     let heads = shared.store.read.list_heads().await?;
     {
         let mut known = lock(&shared.heads);
@@ -289,15 +297,25 @@ async fn load_all(shared: &Arc<Shared>) -> Result<(), Error> {
         }
     }
     let mut gone: HashMap<Key, Arc<LaneDriver>> = lock(&shared.lanes).by_key.clone();
-    // Asked before the read: a record under way would be missing from what is read.
-    let deferred: BTreeSet<Key> =
-        gone.values().filter(|lane| lane.defers_load()).map(|lane| lane.key).collect();
+    // Asked before the read: what a lane records meanwhile would be missing from what is read.
+    let deferred: BTreeSet<Key> = gone
+        .values()
+        .filter(|lane| !lane.halted() || lane.defers_load())
+        .map(|lane| lane.key)
+        .collect();
     gone.retain(|key, _| !deferred.contains(key));
+    let halts: HashMap<Key, u64> = gone.iter().map(|(key, lane)| (*key, lane.halts())).collect();
     for row in shared.store.read.list_lanes().await? {
         let key = (row.subscription.service, row.subscription.app);
         gone.remove(&key);
-        if !deferred.contains(&key) {
-            shared.find_or_make(key).restart(row);
+        if deferred.contains(&key) {
+            continue;
+        }
+        match halts.get(&key) {
+            Some(halts) => shared.find_or_make(key).restart(row, *halts),
+            None if first => shared.find_or_make(key).restart(row, 0),
+            // It has no lane that a change could have halted since the read.
+            None => shared.hear_changed(key),
         }
     }
     for lane in gone.values() {
@@ -308,16 +326,18 @@ async fn load_all(shared: &Arc<Shared>) -> Result<(), Error> {
 
 /// Builds one lane anew; it stays halted when its subscription is not enabled.
 async fn load_one(shared: &Arc<Shared>, key: Key) -> Result<(), Error> {
-    if shared.find(key).is_some_and(|lane| lane.defers_load()) {
+    // Made before the read, so that a change that is committed meanwhile finds a lane to halt.
+    let lane = shared.find_or_make(key);
+    // Whatever needs a new start halts the lane first. One that runs records meanwhile: its row would be stale.
+    if !lane.halted() || lane.defers_load() {
         return Ok(());
     }
+    let halts = lane.halts();
     match shared.store.read.find_lane(key.0, key.1).await? {
-        Some(row) => shared.find_or_make(key).restart(row),
+        Some(row) => lane.restart(row, halts),
         None => {
-            if let Some(lane) = shared.find(key) {
-                lane.step(Input::Halt);
-                shared.forget_if_quiet(&lane);
-            }
+            lane.step(Input::Halt);
+            shared.forget_if_quiet(&lane);
         }
     }
     Ok(())
@@ -361,7 +381,7 @@ async fn reload(shared: &Arc<Shared>, all: bool, changed: BTreeSet<Key>) {
     let mut failed = BTreeSet::new();
     let mut all_failed = false;
     if all {
-        all_failed = load_all(shared).await.is_err();
+        all_failed = load_all(shared, false).await.is_err();
     }
     for key in changed {
         if load_one(shared, key).await.is_err() {
@@ -416,3 +436,7 @@ fn compare_all(shared: &Arc<Shared>) {
         lane.step(Input::Tick);
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

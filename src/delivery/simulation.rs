@@ -39,8 +39,9 @@ impl Dice {
 struct Receiver {
     fails_percent: u64,
     pauses_percent: u64,
-    /// Contacts whose events it refuses as long as faults last.
+    /// Contacts whose events it refuses: as long as faults last, or for ever.
     refuses: BTreeSet<ContactId>,
+    refuses_for_ever: bool,
     /// Between these times it fails everything.
     down: (Moment, Moment),
     slowest_millis: u64,
@@ -133,6 +134,7 @@ impl World {
         let receiver = Receiver {
             fails_percent: [0, 0, 5, 30, 70][pick(&mut dice, 5)],
             pauses_percent: [0, 0, 0, 5][pick(&mut dice, 4)],
+            refuses_for_ever: dice.chance(30),
             refuses,
             down,
             slowest_millis: [5, 50, 3_000][pick(&mut dice, 3)],
@@ -318,7 +320,8 @@ impl World {
     fn judge(&mut self, flight: &InFlight) -> Outcome {
         let receiver = &self.receiver;
         if !self.faults {
-            return Outcome::Delivered;
+            let refused = receiver.refuses_for_ever && receiver.refuses.contains(&flight.contact);
+            return if refused { Outcome::Failed } else { Outcome::Delivered };
         }
         let down = receiver.down.0 <= self.now && self.now < receiver.down.1;
         if down
@@ -504,10 +507,7 @@ impl World {
                 self.answer_load();
             }
             self.finish_record();
-            let settled =
-                self.durable.cursor == self.log.len() as u64 && self.durable.held.is_empty();
-            if settled && self.record.is_none() {
-                self.check_end();
+            if self.settled() {
                 return;
             }
             if self.flights.is_empty() && self.loads.is_empty() && self.record.is_none() {
@@ -524,6 +524,25 @@ impl World {
             self.durable.held.keys(),
             self.lane
         );
+    }
+
+    /// Whether everything is delivered that can be: the contacts that are refused for ever keep nobody else back.
+    fn settled(&self) -> bool {
+        if self.record.is_some() {
+            return false;
+        }
+        if self.receiver.refuses_for_ever && !self.receiver.refuses.is_empty() {
+            return (1..).zip(&self.log).all(|(sequence, contact)| {
+                self.receiver.refuses.contains(contact)
+                    || sequence <= self.dropped_to
+                    || self.durable.finished(sequence)
+            });
+        }
+        let settled = self.durable.cursor == self.log.len() as u64 && self.durable.held.is_empty();
+        if settled {
+            self.check_end();
+        }
+        settled
     }
 
     fn check_end(&self) {

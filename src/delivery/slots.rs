@@ -3,7 +3,7 @@
 //! Doubtful lanes (their last attempt failed, or one hangs) have at most a quarter of the slots together, so that
 //! a thousand hanging receivers cannot starve the healthy.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -22,8 +22,8 @@ struct Inner<T> {
     used: usize,
     used_by_doubtful: usize,
     holders: BTreeMap<u64, Holder<T>>,
-    /// Lanes that stand in a line.
-    waiting: BTreeSet<u64>,
+    /// Lanes that stand in a line, and whether in the one of the doubtful.
+    waiting: BTreeMap<u64, bool>,
     healthy: VecDeque<(u64, T)>,
     doubtful: VecDeque<(u64, T)>,
 }
@@ -56,7 +56,7 @@ impl<T: Clone> Slots<T> {
                 used: 0,
                 used_by_doubtful: 0,
                 holders: BTreeMap::new(),
-                waiting: BTreeSet::new(),
+                waiting: BTreeMap::new(),
                 healthy: VecDeque::new(),
                 doubtful: VecDeque::new(),
             }),
@@ -72,23 +72,27 @@ impl<T: Clone> Slots<T> {
         inner.account(id, lane, report.permits, report.doubtful);
         let granted = report.wanted.min(inner.free(self.total, report.doubtful));
         inner.account(id, lane, report.permits + granted, report.doubtful);
+        inner.leave(id);
         let mut called = Vec::new();
+        let free = inner.free(self.total, false);
+        inner.call(false, free, &mut called);
+        let free = inner.free(self.total, true).min(free.saturating_sub(called.len()));
+        inner.call(true, free, &mut called);
         if granted < report.wanted {
-            // It is not called again by its own report: it would only join the line again.
+            // Joined last: called by its own report it would only join the line again.
             inner.join(id, lane, report.doubtful);
-        } else {
-            let free = inner.free(self.total, false);
-            inner.call(false, free, &mut called);
-            let free = inner.free(self.total, true).min(free - called.len().min(free));
-            inner.call(true, free, &mut called);
         }
         self.waiting.store(inner.healthy.len(), Ordering::Relaxed);
         self.sharing.store(inner.holders.len() + inner.healthy.len(), Ordering::Relaxed);
         (granted, called)
     }
 
-    /// Whether a lane with this many permits keeps the one whose attempt just ended.
-    pub(super) fn keeps(&self, permits: usize) -> bool {
+    /// Whether a lane with this many permits keeps the one whose attempt just ended. A doubtful lane never does: it
+    /// asks again, and gets it unless others wait.
+    pub(super) fn keeps(&self, permits: usize, doubtful: bool) -> bool {
+        if doubtful {
+            return false;
+        }
         let fair = self.total / self.sharing.load(Ordering::Relaxed).max(1);
         self.waiting.load(Ordering::Relaxed) == 0 || permits <= fair.max(1)
     }
@@ -113,17 +117,27 @@ impl<T: Clone> Inner<T> {
         }
     }
 
+    fn line(&mut self, doubtful: bool) -> &mut VecDeque<(u64, T)> {
+        if doubtful { &mut self.doubtful } else { &mut self.healthy }
+    }
+
     fn join(&mut self, id: u64, lane: &T, doubtful: bool) {
-        if self.waiting.insert(id) {
-            let line = if doubtful { &mut self.doubtful } else { &mut self.healthy };
-            line.push_back((id, lane.clone()));
+        self.waiting.insert(id, doubtful);
+        self.line(doubtful).push_back((id, lane.clone()));
+    }
+
+    /// Takes a lane out of its line: what it wants, and whether it is doubtful, may have changed.
+    fn leave(&mut self, id: u64) {
+        if let Some(doubtful) = self.waiting.remove(&id) {
+            self.line(doubtful).retain(|(waiter, _)| *waiter != id);
         }
     }
 
     fn call(&mut self, doubtful: bool, free: usize, called: &mut Vec<T>) {
-        let line = if doubtful { &mut self.doubtful } else { &mut self.healthy };
+        let line = self.line(doubtful);
         let turns = free.min(line.len());
-        for (id, lane) in line.drain(..turns) {
+        let turns: Vec<_> = line.drain(..turns).collect();
+        for (id, lane) in turns {
             self.waiting.remove(&id);
             called.push(lane);
         }
@@ -164,7 +178,8 @@ mod tests {
         slots.settle(1, &1, report(0, false, 4));
         assert_eq!(slots.settle(2, &2, report(0, false, 2)), (0, vec![]));
         assert_eq!(slots.settle(3, &3, report(0, false, 1)), (0, vec![]));
-        assert!(!slots.keeps(4));
+        assert!(!slots.keeps(4, false));
+        assert!(!slots.keeps(1, true));
 
         let (_, called) = slots.settle(1, &1, report(3, false, 0));
 

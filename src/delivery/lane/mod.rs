@@ -138,7 +138,8 @@ pub struct Lane {
     yielded: usize,
     slots: usize,
     successes: u64,
-    last_failed: bool,
+    /// Whether the last attempt that ended was a success.
+    proven: bool,
     circuit: Circuit,
     probed: Option<ContactId>,
     paused_until: Option<Moment>,
@@ -179,7 +180,7 @@ impl Lane {
             yielded: 0,
             slots: 1,
             successes: 0,
-            last_failed: false,
+            proven: false,
             circuit: Circuit::Closed { failures: 0 },
             probed: None,
             paused_until: None,
@@ -248,10 +249,10 @@ impl Lane {
     }
 
     /// Whether its attempts must not take more than the share of slots that doubtful lanes have together: its last
-    /// attempt failed, or one is older than `patience`.
+    /// attempt did not succeed or there was none yet, or one is older than `patience`.
     #[must_use]
     pub fn doubtful(&self, now: Moment, patience: Duration) -> bool {
-        self.last_failed || self.flights.values().any(|flight| now.since(flight.started) > patience)
+        !self.proven || self.flights.values().any(|flight| now.since(flight.started) > patience)
     }
 
     /// Whether something is finished or changed that no commit has recorded yet.
@@ -346,24 +347,24 @@ impl Lane {
     }
 
     /// The oldest owed event of the next contact, round robin: one poisoned event must not keep the circuit open.
+    /// Contacts whose event has not failed yet come first, because they are the likelier to get through.
     fn pick_probe(&self, now: Moment) -> Option<u64> {
+        self.next_head(|owed| owed.phase == Phase::Ready)
+            .or_else(|| self.next_head(|owed| owed.phase == Phase::Waiting && owed.due <= now))
+    }
+
+    /// The first owed event of the next contact after the one that was probed last, if it is such a one.
+    fn next_head(&self, wanted: impl Fn(&Owed) -> bool) -> Option<u64> {
         use std::ops::Bound::{Excluded, Included, Unbounded};
-        let startable = |(_, chain): (&ContactId, &VecDeque<u64>)| {
+        let head = |(_, chain): (&ContactId, &VecDeque<u64>)| {
             let sequence = *chain.front()?;
-            let owed = self.owed.get(&sequence)?;
-            match owed.phase {
-                Phase::Ready => Some(sequence),
-                Phase::Waiting if owed.due <= now => Some(sequence),
-                _ => None,
-            }
+            self.owed.get(&sequence).is_some_and(&wanted).then_some(sequence)
         };
-        let Some(last) = self.probed else {
-            return self.chains.iter().find_map(startable);
-        };
+        let Some(last) = self.probed else { return self.chains.iter().find_map(head) };
         self.chains
             .range((Excluded(last), Unbounded))
             .chain(self.chains.range((Unbounded, Included(last))))
-            .find_map(startable)
+            .find_map(head)
     }
 
     fn start(&mut self, now: Moment, sequence: u64, effects: &mut Vec<Effect>) {

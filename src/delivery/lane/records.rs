@@ -133,6 +133,7 @@ impl Lane {
         self.permits = before.permits;
         self.yielded = before.yielded;
         self.draining = before.draining;
+        self.proven = before.proven;
         self.records = before.records;
         self.carried = carried;
         self.running = true;

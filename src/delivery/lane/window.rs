@@ -81,9 +81,11 @@ impl Lane {
         if self.loading || self.draining || enough {
             return;
         }
-        let stopped = matches!(self.circuit, Circuit::Open { .. })
-            || self.paused_until.is_some_and(|until| until > now);
-        if stopped && !self.owed.is_empty() {
+        let paused = self.paused_until.is_some_and(|until| until > now);
+        // While the circuit is open, more is loaded only when every contact at hand has been tried: one of those
+        // that are not loaded yet may be the one that closes it.
+        let open = matches!(self.circuit, Circuit::Open { .. });
+        if (paused && !self.owed.is_empty()) || (open && !self.ready.is_empty()) {
             return;
         }
         let room = WINDOW_MAX.saturating_sub(self.loaded_to - self.cursor);
