@@ -190,6 +190,7 @@ const fn explain(step: Step) -> &'static str {
         Step::Json => "the answer is not a JSON object without duplicate keys",
         Step::Code => "the answer's code must be 200",
         Step::Challenge => "the answer's result does not hold the challenge",
+        Step::Local => "this server has no free connection; try again",
     }
 }
 

@@ -89,9 +89,12 @@ impl Connector {
             let until = now + deadline.saturating_duration_since(now) / left;
             let target = SocketAddr::new(*address, port);
             let opened = match &self.proxy {
-                None => within(until, Step::Connect, TcpStream::connect(target)).await,
-                Some(proxy) => within(until, Step::Connect, proxy.open(target)).await,
+                None => open_within(until, TcpStream::connect(target)).await,
+                Some(proxy) => open_within(until, proxy.open(target)).await,
             };
+            if opened.as_ref().is_err_and(|step| *step == Step::Local) {
+                return Err(Step::Local);
+            }
             if let Ok(stream) = opened
                 // Requests are small and written at once; waiting for more to send only costs time.
                 && stream.set_nodelay(true).is_ok()
@@ -196,6 +199,23 @@ fn platform_verifier(provider: Arc<CryptoProvider>) -> Option<rustls_platform_ve
             None
         }
     }
+}
+
+/// Errors of the system that are about this machine, by their numbers on Linux: no free descriptor in the process
+/// (`EMFILE`) or in the system (`ENFILE`), no buffer (`ENOBUFS`).
+const LOCAL_ERRORS: [i32; 3] = [24, 23, 105];
+
+async fn open_within<T>(
+    until: Instant,
+    work: impl Future<Output = io::Result<T>>,
+) -> Result<T, Step> {
+    let judged = async {
+        work.await.map_err(|error| match error.raw_os_error() {
+            Some(number) if LOCAL_ERRORS.contains(&number) => Step::Local,
+            _ => Step::Connect,
+        })
+    };
+    tokio::time::timeout_at(until, judged).await.unwrap_or(Err(Step::Connect))
 }
 
 async fn within<T, E>(

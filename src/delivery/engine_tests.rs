@@ -1,6 +1,12 @@
 //! The engine against a store whose reads take their time, as on a loaded machine, or are away for a second; and
 //! rules of lanes and slots that hold over days.
 
+#![expect(
+    clippy::too_many_lines,
+    clippy::cast_possible_truncation,
+    reason = "stories over several days with small numbers"
+)]
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

@@ -31,6 +31,8 @@ pub enum Step {
     Code,
     /// The echoed challenge.
     Challenge,
+    /// Our own machine: no free descriptor, port or buffer. The receiver has nothing to do with it.
+    Local,
 }
 
 impl Step {
@@ -49,6 +51,7 @@ impl Step {
             Self::Json => "json",
             Self::Code => "code",
             Self::Challenge => "challenge",
+            Self::Local => "local",
         }
     }
 }

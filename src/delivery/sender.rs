@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use super::outcome::{Outcome, judge_answer};
+use super::outcome::{Outcome, PAUSE_MIN, judge_answer};
 use super::signing;
 use super::target_guard::{Refusal, Step, TargetGuard};
 use crate::domain::clock::Clock;
@@ -224,7 +224,11 @@ impl Sender {
                 }
             }
             Err(failure) => Answer {
-                outcome: Outcome::Failed,
+                // Not the receiver's fault: nothing is counted against it, and the machine gets a moment.
+                outcome: match failure.step {
+                    Step::Local => Outcome::Pause { after: Some(PAUSE_MIN) },
+                    _ => Outcome::Failed,
+                },
                 status: failure.status,
                 step: failure.step,
                 answer_start: Bytes::new(),

@@ -8,11 +8,12 @@ use std::time::Duration;
 use ::http::header::{CONTENT_LENGTH, HOST};
 use ::http::request::Parts;
 use ::http::{HeaderMap, StatusCode, Version};
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use bytes::Bytes;
 use governor::clock::Clock as _;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::sync::Semaphore;
 
 use crate::domain::id::ServiceId;
 
@@ -22,6 +23,11 @@ use super::envelope::ApiError;
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Longest body of a batch in bytes: 500 contacts with every field full.
 pub const BATCH_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bodies beyond this size wait for one of the places for large ones.
+const SMALL_BODY_BYTES: u64 = 64 * 1024;
+/// Large bodies that are read at a time: 128 MiB together at most. More takes memory, fewer lets slow senders keep
+/// others waiting.
+const LARGE_BODIES_MAX: usize = 32;
 /// Longest request target in bytes; RFC 9112, section 3 recommends at least 8,000.
 pub const URI_BYTES_MAX: usize = 8 * 1024;
 /// Longest header section in bytes, names and values. Common proxies stop at 8 to 16 KiB.
@@ -109,8 +115,17 @@ fn body_too_large(body_bytes_max: usize) -> ApiError {
 ///
 /// # Errors
 ///
-/// 413, 408, or 400 when the caller stops in the middle of it.
+/// 413, 408, 400 when the caller stops in the middle of it, or 503 when too many large ones are being read.
 pub async fn read_body(body: Body, body_bytes_max: usize) -> Result<Bytes, ApiError> {
+    static PLACES: Semaphore = Semaphore::const_new(LARGE_BODIES_MAX);
+    let small = body.size_hint().upper().is_some_and(|bytes| bytes <= SMALL_BODY_BYTES);
+    let _place = if small {
+        None
+    } else {
+        let waited = tokio::time::timeout(BODY_READ_TIMEOUT, PLACES.acquire()).await;
+        let busy = || ApiError::unavailable("too many large bodies are being read");
+        Some(waited.map_err(|_| busy())?.map_err(|_| busy())?)
+    };
     let collect = Limited::new(body, body_bytes_max).collect();
     match tokio::time::timeout(BODY_READ_TIMEOUT, collect).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),

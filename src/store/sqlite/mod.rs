@@ -209,7 +209,7 @@ impl Read for Reader {
     }
 
     fn list_contacts(&self, service: ServiceId, query: ContactQuery) -> Answer<'_, ContactList> {
-        self.pool.read(move |c| contacts::list_contacts(c, service, &query))
+        self.pool.scan(move |c| contacts::list_contacts(c, service, &query))
     }
 
     fn find_subscription(

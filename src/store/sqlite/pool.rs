@@ -12,6 +12,8 @@ use crate::store::{Answer, Error};
 
 /// Readers at once. Reads are short and the machine has few cores: more would only take turns.
 const READERS: usize = 4;
+/// Reads of many rows at once: the others stay free for look-ups and for the engine.
+const SCANS: usize = 2;
 /// Longest wait for the file to be opened again before a read is answered "unavailable".
 const REOPEN_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -30,6 +32,7 @@ pub(super) struct Pool {
     inner: Mutex<Inner>,
     changed: Condvar,
     places: Arc<Semaphore>,
+    scans: Arc<Semaphore>,
 }
 
 impl Pool {
@@ -39,6 +42,7 @@ impl Pool {
             inner: Mutex::default(),
             changed: Condvar::new(),
             places: Arc::new(Semaphore::new(READERS)),
+            scans: Arc::new(Semaphore::new(SCANS)),
         }
     }
 
@@ -64,6 +68,21 @@ impl Pool {
                 result.map_err(|error| unavailable(&error))
             });
             done.await.map_err(|error| Error::Internal(format!("a read panicked: {error}")))?
+        })
+    }
+
+    /// Runs a read that may look at every row of a service; at most [`SCANS`] run at once.
+    pub(super) fn scan<T, F>(self: &Arc<Self>, work: F) -> Answer<'_, T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
+    {
+        let scans = Arc::clone(&self.scans);
+        let pool = Arc::clone(self);
+        Box::pin(async move {
+            let stopping = |_| Error::Unavailable("the server is stopping".to_owned());
+            let _place = scans.acquire_owned().await.map_err(stopping)?;
+            pool.read(work).await
         })
     }
 

@@ -30,6 +30,9 @@ const REOPEN_WAIT: Duration = Duration::from_millis(200);
 /// Time between two slices of upkeep while there is work; each is about a millisecond.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// Longest write-ahead log in bytes. While reads overlap without a gap SQLite never starts it anew; beyond this
+/// readers are held off for a moment. Larger takes disk, smaller holds readers off more often.
+const LOG_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Shortest pause between two slices of upkeep: leaves most of the time to groups.
 const UPKEEP_PAUSE: Duration = Duration::from_millis(5);
 
@@ -317,7 +320,25 @@ impl Writer {
         }
     }
 
+    /// Starts an overlong log anew: with no reader at work everything in it can go into the database file.
+    fn shorten_log(&mut self) {
+        let mut log = self.path.clone().into_os_string();
+        log.push("-wal");
+        let bytes = std::fs::metadata(log).map_or(0, |file| file.len());
+        let Some(connection) = self.connection.as_ref().filter(|_| bytes > LOG_BYTES_MAX) else {
+            return;
+        };
+        self.pool.suspend();
+        let done = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        self.pool.resume();
+        match done {
+            Ok(()) => tracing::info!(log_bytes = bytes, "write-ahead log shortened"),
+            Err(error) => tracing::warn!(error = %error, "write-ahead log not shortened"),
+        }
+    }
+
     fn upkeep(&mut self) {
+        self.shorten_log();
         let now = self.clock.now();
         let Some(connection) = &mut self.connection else {
             return;
