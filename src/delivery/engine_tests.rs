@@ -447,9 +447,24 @@ mod pure {
     }
 
     #[test]
-    fn a_lane_without_any_success_is_doubtful() {
-        let lane = Lane::new(Arc::new(Settings::default()), 1);
-        assert!(lane.doubtful(Moment(0), Duration::from_secs(1)));
+    fn a_lane_is_doubtful_while_its_first_attempt_hangs_and_from_a_failure_to_a_success() {
+        let mut lane = Lane::new(Arc::new(Settings::default()), 1);
+        let doubtful = |lane: &Lane, at| lane.doubtful(Moment(at), Duration::from_secs(1));
+        let mut effects = Vec::new();
+        let progress = Progress { generation: 1, head: 2, ..Progress::default() };
+        lane.step(Moment(0), Input::Restart(progress), &mut effects);
+        let events = [(1, contact(1)), (2, contact(2))];
+        lane.step(Moment(0), Input::Loaded { after: 0, events: &events }, &mut effects);
+        lane.step(Moment(0), Input::Granted(1), &mut effects);
+        assert!(!doubtful(&lane, 900));
+        assert!(doubtful(&lane, 1_100));
+
+        let end =
+            |number, outcome| Input::Ended { contact: contact(number), outcome, keep_permit: true };
+        lane.step(Moment(1_200), end(1, Outcome::Failed), &mut effects);
+        assert!(doubtful(&lane, 1_300));
+        lane.step(Moment(1_400), end(2, Outcome::Delivered), &mut effects);
+        assert!(!doubtful(&lane, 1_500));
     }
 
     const fn report(permits: usize, doubtful: bool, wanted: usize) -> Report {

@@ -72,13 +72,18 @@ impl<T: Clone> Slots<T> {
         inner.account(id, lane, report.permits, report.doubtful);
         let granted = report.wanted.min(inner.free(self.total, report.doubtful));
         inner.account(id, lane, report.permits + granted, report.doubtful);
-        inner.leave(id);
+        let waits = granted < report.wanted;
+        // One that still waits keeps its place in the line; what it wants, or its doubt, may have changed.
+        let placed = inner.waiting.get(&id).is_some_and(|line| waits && *line == report.doubtful);
+        if !placed {
+            inner.leave(id);
+        }
         let mut called = Vec::new();
         let free = inner.free(self.total, false);
         inner.call(false, free, &mut called);
         let free = inner.free(self.total, true).min(free.saturating_sub(called.len()));
         inner.call(true, free, &mut called);
-        if granted < report.wanted {
+        if waits && !placed {
             // Joined last: called by its own report it would only join the line again.
             inner.join(id, lane, report.doubtful);
         }
@@ -126,7 +131,7 @@ impl<T: Clone> Inner<T> {
         self.line(doubtful).push_back((id, lane.clone()));
     }
 
-    /// Takes a lane out of its line: what it wants, and whether it is doubtful, may have changed.
+    /// Takes a lane out of its line.
     fn leave(&mut self, id: u64) {
         if let Some(doubtful) = self.waiting.remove(&id) {
             self.line(doubtful).retain(|(waiter, _)| *waiter != id);

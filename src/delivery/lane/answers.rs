@@ -52,7 +52,7 @@ impl Lane {
 
     pub(super) fn succeed(&mut self) {
         self.successes += 1;
-        self.proven = true;
+        self.last_failed = false;
         self.pauses = 0;
         if self.failing.take().is_some() {
             self.failing_changed = true;
@@ -84,7 +84,7 @@ impl Lane {
         };
         let others_succeeded = owed.failed_at.is_some_and(|at| self.successes > at);
         owed.failed_at = Some(self.successes);
-        self.proven = false;
+        self.last_failed = true;
         let row = self.failing.get_or_insert(FailingRow { since: now, attempts: 0 });
         row.attempts = row.attempts.saturating_add(1);
         self.failing_changed = true;

@@ -138,8 +138,8 @@ pub struct Lane {
     yielded: usize,
     slots: usize,
     successes: u64,
-    /// Whether the last attempt that ended was a success.
-    proven: bool,
+    /// Whether the last attempt that ended was a failure.
+    last_failed: bool,
     circuit: Circuit,
     probed: Option<ContactId>,
     paused_until: Option<Moment>,
@@ -180,7 +180,7 @@ impl Lane {
             yielded: 0,
             slots: 1,
             successes: 0,
-            proven: false,
+            last_failed: false,
             circuit: Circuit::Closed { failures: 0 },
             probed: None,
             paused_until: None,
@@ -249,10 +249,10 @@ impl Lane {
     }
 
     /// Whether its attempts must not take more than the share of slots that doubtful lanes have together: its last
-    /// attempt did not succeed or there was none yet, or one is older than `patience`.
+    /// attempt failed, or one is older than `patience`. A lane that has not tried yet has one slot: it may show itself.
     #[must_use]
     pub fn doubtful(&self, now: Moment, patience: Duration) -> bool {
-        !self.proven || self.flights.values().any(|flight| now.since(flight.started) > patience)
+        self.last_failed || self.flights.values().any(|flight| now.since(flight.started) > patience)
     }
 
     /// Whether something is finished or changed that no commit has recorded yet.

@@ -133,7 +133,7 @@ impl Lane {
         self.permits = before.permits;
         self.yielded = before.yielded;
         self.draining = before.draining;
-        self.proven = before.proven;
+        self.last_failed = before.last_failed;
         self.records = before.records;
         self.carried = carried;
         self.running = true;
