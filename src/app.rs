@@ -96,7 +96,7 @@ async fn build(
         request_timeout: settings.request_timeout,
         proxy: settings.proxy.clone(),
     };
-    let sender = Arc::new(Sender::new(&sender_settings, Arc::clone(&guard), Arc::clone(&clock))?);
+    let sender = Arc::new(Sender::new(&sender_settings, guard, Arc::clone(&clock))?);
     let engine_settings = engine_settings(settings)?;
     let engine =
         Engine::start(store.clone(), Arc::clone(&sender), Arc::clone(&clock), engine_settings)
@@ -107,7 +107,6 @@ async fn build(
     let subscriptions = Subscriptions {
         read: Arc::clone(&store.read),
         write: store.write.clone(),
-        guard,
         sender,
         engine: Arc::clone(&engine),
         clock: Arc::clone(&clock),

@@ -44,8 +44,7 @@ impl Server {
         let store = Embedded::open(&directory, Arc::clone(&clock)).unwrap().store;
         let resolver = SystemResolver::new();
         let guard = Arc::new(TargetGuard::new(target_guard::Settings::default(), resolver));
-        let sender =
-            Sender::new(&sender::Settings::default(), Arc::clone(&guard), Arc::clone(&clock));
+        let sender = Sender::new(&sender::Settings::default(), guard, Arc::clone(&clock));
         let sender = Arc::new(sender.unwrap());
         let epoch = Arc::new(AtomicU64::new(0));
         let engine = Engine::start(
@@ -63,7 +62,6 @@ impl Server {
             subscriptions: Subscriptions {
                 read: store.read,
                 write: store.write,
-                guard,
                 sender,
                 engine: Arc::new(engine),
                 clock: Arc::clone(&clock),

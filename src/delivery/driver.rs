@@ -135,7 +135,7 @@ impl LaneDriver {
                 Effect::Start { sequence, contact, attempt } => {
                     self.start_attempt(state, sequence, contact, attempt);
                 }
-                Effect::Record(plan) => self.record(state, now, plan),
+                Effect::Record(plan) => self.record(now, plan),
                 Effect::Load { after, limit } => {
                     let limit_here = usize::try_from(limit).unwrap_or(usize::MAX);
                     let events = self.shared.recent.after(self.key.0, after, limit_here);
@@ -267,7 +267,7 @@ impl LaneDriver {
         }
     }
 
-    fn record(self: &Arc<Self>, state: &State, now: Moment, plan: Plan) {
+    fn record(self: &Arc<Self>, now: Moment, plan: Plan) {
         if let Some(reason) = plan.disable {
             tracing::warn!(
                 service.id = %self.key.0, app.id = %self.key.1, reason, "subscription disabled"
@@ -275,7 +275,7 @@ impl LaneDriver {
         }
         let wall = self.shared.clock.now();
         let number = plan.number;
-        let record = self.record_of(state, now, wall, plan);
+        let record = self.record_of(now, wall, plan);
         let lane = Arc::clone(self);
         let listener = Box::new(move |result| {
             let shared = Arc::clone(&lane.shared);
@@ -284,7 +284,7 @@ impl LaneDriver {
         self.shared.store.write.queue().push_record(WaitingRecord { record, listener });
     }
 
-    fn record_of(&self, _state: &State, now: Moment, wall: Timestamp, plan: Plan) -> Record {
+    fn record_of(&self, now: Moment, wall: Timestamp, plan: Plan) -> Record {
         let at = |moment: Moment| {
             if moment >= now { wall.plus(moment.since(now)) } else { wall.minus(now.since(moment)) }
         };

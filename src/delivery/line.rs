@@ -36,6 +36,12 @@ impl fmt::Debug for Line {
 }
 
 impl Line {
+    /// The host that is called, by which challenges are limited.
+    #[must_use]
+    pub fn host(&self) -> &TargetHost {
+        &self.target.host
+    }
+
     /// `None` when the HTTP or TLS library cannot express the target.
     pub(super) fn new(target: Target) -> Option<Self> {
         let server_name = match (&target.host, target.tls) {

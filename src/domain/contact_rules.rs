@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use super::contact::{Field, FieldError, FieldValue};
+use super::strict_json::shown;
 
 /// The status of a contact that was created without one.
 pub const STATUS_DEFAULT: &str = "Activated";
@@ -45,10 +46,7 @@ pub(super) fn not_a_field(name: &str) -> FieldError {
         "id" | "version" | "createdAt" | "updatedAt" => {
             FieldError::new(name, "is read-only: it is made by the server")
         }
-        _ => {
-            let shown: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
-            FieldError::new(shown, "is not a field of a staff contact")
-        }
+        _ => FieldError::new(shown(name), "is not a field of a staff contact"),
     }
 }
 

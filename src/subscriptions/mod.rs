@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use crate::delivery::engine::Engine;
 use crate::delivery::sender::Sender;
-use crate::delivery::target_guard::TargetGuard;
 use crate::domain::clock::Clock;
 use crate::store::Read;
 use crate::store::queue::Write;
@@ -44,8 +43,6 @@ pub struct Subscriptions {
     pub read: Arc<dyn Read>,
     /// Writes of the store.
     pub write: Write,
-    /// Judges URLs.
-    pub guard: Arc<TargetGuard>,
     /// Sends challenges.
     pub sender: Arc<Sender>,
     /// Knows how lanes are doing.

@@ -51,14 +51,11 @@ impl Subscriptions {
         ticket: Ticket,
         url: String,
     ) -> Result<Subscription, SubscribeError> {
-        let target = self.guard.check_url(&url).map_err(|refusal| {
-            SubscribeError::Refused(format!("url: refused at step {}: {refusal}", refusal.step))
-        })?;
         let line = self.sender.line(&url).map_err(|refusal| {
             SubscribeError::Refused(format!("url: refused at step {}: {refusal}", refusal.step))
         })?;
         self.limits
-            .check(app, &target.host, self.clock.moment())
+            .check(app, line.host(), self.clock.moment())
             .map_err(|retry_after| SubscribeError::TooMany { retry_after })?;
         let secrets = self.read.list_signing_secrets(service, app, self.clock.now()).await?;
         let nonce = Nonce::random()
