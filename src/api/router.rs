@@ -185,6 +185,7 @@ where
 }
 
 const SUBSCRIPTION: &str = "/v1/api/apps/{appID}/staff-contact-event-sub";
+const VERIFY: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/verify";
 const SECRET: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/secret";
 const EVENT_HOOKS: &str = "/v1/api/apps/{appID}/event-hooks";
 const CONTACT_LIST: &str = "/v1/api/apps/{appID}/contacts/staffcontact-list";
@@ -204,6 +205,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         app(M::PATCH, SUBSCRIPTION, S::Events, subscription::update_subscription),
         app(M::GET, SUBSCRIPTION, S::Events, subscription::get_subscription),
+        app(M::POST, VERIFY, S::Events, subscription::verify_subscription),
         app(M::GET, SECRET, S::Events, subscription::get_secret),
         app(M::GET, EVENT_HOOKS, S::Events, subscription::list_event_hooks),
         app(M::GET, CONTACT_LIST, S::DirectoryRead, contacts::list_contacts),

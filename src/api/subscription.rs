@@ -1,4 +1,4 @@
-//! The subscription of an app: subscribe, unsubscribe, where it stands, its secret, and the list of one.
+//! The subscription of an app: subscribe, unsubscribe, verify, where it stands, its secret, and the list of one.
 
 use std::sync::Arc;
 
@@ -101,6 +101,12 @@ fn status_body(status: &SubscriptionStatus, state: SubscriptionState) -> StatusB
 
 fn is_enabled(stored: Option<&Subscription>) -> bool {
     stored.is_some_and(|subscription| subscription.enabled == Enabled::Yes)
+}
+
+pub(super) async fn verify_subscription(state: Arc<State>, caller: Caller, _call: Call) -> Answer {
+    // On the heap: the future of a challenge is large, and few requests have one.
+    let verified = Box::pin(state.subscriptions.verify(caller.service(), caller.app())).await?;
+    Ok(success(StatusCode::OK, &format!(r#"{{"verified":true,"url":{}}}"#, json_text(&verified))))
 }
 
 pub(super) async fn get_secret(state: Arc<State>, caller: Caller, _call: Call) -> Answer {

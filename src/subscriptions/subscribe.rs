@@ -1,4 +1,4 @@
-//! Subscribe and unsubscribe: check the URL, have it echo a challenge, store the wish.
+//! Subscribe, unsubscribe and verify: check the URL, have it echo a challenge, store the wish if there is one.
 
 use std::time::Duration;
 
@@ -51,7 +51,31 @@ impl Subscriptions {
         ticket: Ticket,
         url: String,
     ) -> Result<Subscription, SubscribeError> {
-        let line = self.sender.line(&url).map_err(|refusal| {
+        self.challenge(service, app, &url).await?;
+        let wish = SubscriptionWish::Enable { url, verified_at: self.clock.now() };
+        Ok(self.write.set_subscription(service, app, ticket.0, wish).await?)
+    }
+
+    /// Has the stored URL of an app echo a challenge and changes nothing, whether it is enabled or not: the app's
+    /// own test of its receiver. Gives the URL.
+    ///
+    /// # Errors
+    ///
+    /// Not found when no URL is stored, refused with the step, too many challenges, unavailable.
+    pub async fn verify(&self, service: ServiceId, app: AppId) -> Result<String, SubscribeError> {
+        let stored = self.read.find_subscription(service, app).await?;
+        let stored = stored.filter(|it| !it.url.is_empty()).ok_or(Error::NotFound)?;
+        self.challenge(service, app, &stored.url).await?;
+        Ok(stored.url)
+    }
+
+    async fn challenge(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        url: &str,
+    ) -> Result<(), SubscribeError> {
+        let line = self.sender.line(url).map_err(|refusal| {
             SubscribeError::Refused(format!("url: refused at step {}: {refusal}", refusal.step))
         })?;
         self.limits
@@ -62,9 +86,7 @@ impl Subscriptions {
             .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
         challenge::verify(&self.sender, &line, &secrets, &nonce)
             .await
-            .map_err(|failure| SubscribeError::Refused(failure.to_string()))?;
-        let wish = SubscriptionWish::Enable { url, verified_at: self.clock.now() };
-        Ok(self.write.set_subscription(service, app, ticket.0, wish).await?)
+            .map_err(|failure| SubscribeError::Refused(failure.to_string()))
     }
 
     /// Unsubscribes: sending stops at once, and what is pending is dropped.

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use http::Method;
 use serde_json::json;
 
 use crate::harness::receiver::{Receiver, Reply, Seen};
 use crate::harness::server::TestServer;
+
+const VERIFY: &str = "/staff-contact-event-sub/verify";
 
 type Answering = fn(&Seen) -> Reply;
 
@@ -193,4 +196,29 @@ async fn challenges_are_limited_and_the_subscription_stays() {
     assert_eq!(receiver.challenges().len(), 2);
     server.app_with(&app, &token).subscribe(true, &receiver.url()).await.expect(200);
     server.app().subscribe(false, "x").await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_can_test_its_receiver_without_changing_anything() {
+    let server = TestServer::start().await;
+    let receiver = Receiver::start().await;
+    let app = server.app();
+    app.post(VERIFY, json!({})).await.refused(404, 6_451_011);
+    app.subscribe(true, &receiver.url()).await.expect(200);
+    let before = app.subscription().await;
+
+    let verified = app.send(Method::POST, VERIFY, String::new()).await.expect(200);
+    receiver.answer_challenges(|_| Reply::body(500, "secret-word"));
+    let refused = app.send(Method::POST, VERIFY, String::new()).await;
+
+    assert_eq!(verified, json!({"verified": true, "url": receiver.url()}));
+    let message = refused.refused(400, 6_451_000);
+    assert!(message.contains("status") && !message.contains("secret-word"), "{message}");
+    assert_eq!(receiver.challenges().len(), 3);
+    assert_eq!(app.subscription().await, before);
+
+    receiver.answer_challenges(|seen| Reply::consent(&seen.challenge()));
+    app.subscribe(false, "").await.expect(200);
+    app.post(VERIFY, json!({})).await.expect(200);
+    assert_eq!(app.subscription().await["enabled"], json!(false));
 }
