@@ -3,14 +3,17 @@
 //! The lock around the lane is held for a step and its effects, none of which waits. An attempt is a task that
 //! ends by stepping its lane.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::budget::Loaded;
 use super::engine::{Key, Shared};
-use super::lane::{Effect, FailingRow, HeldDelivery, Input, Lane, LaneState, Plan, Progress};
+use super::lane::{
+    Effect, FailingRow, HELD_MAX, HeldDelivery, Input, Lane, LaneState, Plan, Progress,
+};
 use super::outcome::Outcome;
 use super::retry::longest_wait;
 use super::sender::{Attempt, Line};
@@ -35,7 +38,8 @@ struct State {
     line: Option<Arc<Line>>,
     secrets: Arc<[SigningSecret]>,
     /// Loaded events that have not been started yet.
-    events: BTreeMap<u64, Arc<Event>>,
+    events: Loaded,
+    held_max: usize,
     timer: Option<Moment>,
     reported: Report,
     halted: bool,
@@ -64,7 +68,8 @@ impl LaneDriver {
             url: String::new(),
             line: None,
             secrets: Arc::new([]),
-            events: BTreeMap::new(),
+            events: Loaded::new(Arc::clone(&shared.budget)),
+            held_max: HELD_MAX,
             timer: None,
             reported: Report { permits: 0, doubtful: false, wanted: 0 },
             halted: true,
@@ -95,9 +100,7 @@ impl LaneDriver {
             }
             _ => {}
         }
-        let mut effects = Vec::new();
-        state.lane.step(now, input, &mut effects);
-        self.carry_out(state, now, effects);
+        self.step_alone(state, now, input);
         loop {
             let wanted = state.lane.wanted(now);
             let surplus = state.lane.take_surplus();
@@ -117,15 +120,34 @@ impl LaneDriver {
             if granted == 0 {
                 break;
             }
-            let mut effects = Vec::new();
-            state.lane.step(now, Input::Granted(granted), &mut effects);
-            self.carry_out(state, now, effects);
+            self.step_alone(state, now, Input::Granted(granted));
         }
+        self.settle_memory(state, now);
         let wake = state.lane.next_wake(now);
         if wake != state.timer {
             self.shared.set_timer(self, state.timer, wake);
             state.timer = wake;
         }
+    }
+
+    /// A lane that sends nothing keeps what it has loaded only while memory is plenty.
+    fn settle_memory(self: &Arc<Self>, state: &mut State, now: Moment) {
+        if state.lane.in_flight() == 0 && !state.events.is_empty() && self.shared.budget.is_tight()
+        {
+            self.step_alone(state, now, Input::Unload);
+        }
+        state.events.drop_after(state.lane.loaded_to());
+        let held_max = state.events.settle(state.lane.window_len(), state.lane.held());
+        if held_max != state.held_max {
+            state.held_max = held_max;
+            self.step_alone(state, now, Input::HeldMax(held_max));
+        }
+    }
+
+    fn step_alone(self: &Arc<Self>, state: &mut State, now: Moment, input: Input<'_>) {
+        let mut effects = Vec::new();
+        state.lane.step(now, input, &mut effects);
+        self.carry_out(state, now, effects);
     }
 
     fn carry_out(self: &Arc<Self>, state: &mut State, now: Moment, effects: Vec<Effect>) {
@@ -137,6 +159,7 @@ impl LaneDriver {
                 }
                 Effect::Record(plan) => self.record(now, plan),
                 Effect::Load { after, limit } => {
+                    let limit = self.shared.budget.page(limit);
                     let limit_here = usize::try_from(limit).unwrap_or(usize::MAX);
                     let events = self.shared.recent.after(self.key.0, after, limit_here);
                     if events.is_empty() {
@@ -196,7 +219,7 @@ impl LaneDriver {
         if state.line.is_none() {
             state.line = self.shared.sender.line(&state.url).ok().map(Arc::new);
         }
-        let event = state.events.remove(&sequence);
+        let event = state.events.take(sequence);
         let line = state.line.clone();
         let secrets = Arc::clone(&state.secrets);
         let ending =
@@ -453,8 +476,11 @@ fn feed(
 ) {
     let heads: Vec<(u64, ContactId)> = events.iter().map(|e| (e.sequence, e.contact)).collect();
     state.lane.step(now, Input::Loaded { after, events: &heads }, effects);
-    let owed = events.into_iter().filter(|event| state.lane.owes(event.sequence));
-    state.events.extend(owed.map(|event| (event.sequence, event)));
+    for event in events {
+        if state.lane.owes(event.sequence) {
+            state.events.insert(event);
+        }
+    }
 }
 
 /// Whether these are events, and directly follow `after`.

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::budget::Budget;
 use super::driver::LaneDriver;
 use super::lane::{self, Input, LaneState};
 use super::recent::RecentEvents;
@@ -59,6 +60,7 @@ pub(super) struct Shared {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: Arc<lane::Settings>,
     pub(super) recent: RecentEvents,
+    pub(super) budget: Arc<Budget>,
     pub(super) slots: Slots<Arc<LaneDriver>>,
     pub(super) tasks: TaskTracker,
     pub(super) stopping: CancellationToken,
@@ -238,6 +240,7 @@ impl Engine {
             clock,
             settings: Arc::new(settings.lane),
             recent: RecentEvents::default(),
+            budget: Arc::default(),
             slots: Slots::new(settings.slots),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),

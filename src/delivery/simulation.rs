@@ -187,7 +187,9 @@ impl World {
             25..=49 => self.end_attempt(),
             50..=69 => self.finish_record(),
             70..=79 => self.answer_load(),
-            80..=93 => self.pass_time(),
+            80..=91 => self.pass_time(),
+            92 => self.step(Input::Unload),
+            93 => self.limit_held(),
             94..=95 => self.lose_record(),
             96 => self.crash(),
             97 => self.subscribe_again(),
@@ -461,6 +463,12 @@ impl World {
         self.restart();
     }
 
+    /// Other lanes hold much, or little again.
+    fn limit_held(&mut self) {
+        let most = if self.dice.chance(50) { 3 } else { HELD_MAX };
+        self.step(Input::HeldMax(most));
+    }
+
     fn unsubscribe(&mut self) {
         self.note(|| "unsubscribe".to_owned());
         self.durable.generation += 1;
@@ -495,6 +503,7 @@ impl World {
     fn calm_down(&mut self) {
         self.faults = false;
         self.note(|| "calm".to_owned());
+        self.step(Input::HeldMax(HELD_MAX));
         if !self.durable.enabled {
             self.subscribe_again();
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{FailingRow, Finish, HELD_MAX, Lane, Phase, REASON_FAILING, REASON_GONE};
+use super::{FailingRow, Finish, Lane, Phase, REASON_FAILING, REASON_GONE};
 use crate::delivery::outcome::Outcome;
 use crate::delivery::retry::{
     Circuit, GIVE_UP_AGE, GIVE_UP_ATTEMPTS, UNCOUNTED_WAIT, pause, spread,
@@ -134,7 +134,7 @@ impl Lane {
             return false;
         };
         if !owed.held {
-            if self.held >= HELD_MAX {
+            if self.held >= self.held_max {
                 return false;
             }
             owed.held = true;

@@ -194,6 +194,72 @@ fn probes_go_round_the_contacts() {
 }
 
 #[test]
+fn without_a_permit_nothing_is_loaded() {
+    let mut story = Story::new(Progress::default());
+    let mut effects = Vec::new();
+
+    story.lane.step(story.now, Input::Head(3), &mut effects);
+
+    assert_eq!((effects.len(), story.lane.wanted(story.now)), (0, 1));
+    story.lane.step(story.now, Input::Granted(1), &mut effects);
+    assert!(matches!(effects[..], [Effect::Load { after: 0, .. }]), "{effects:?}");
+    assert_eq!(story.lane.wanted(story.now), 0);
+}
+
+#[test]
+fn an_open_circuit_unloads_all_but_a_handful_and_delivers_everything_once_closed() {
+    let mut story = Story::new(Progress::default());
+    let contacts: Vec<u8> = (1..=200).collect();
+    story.commit(&contacts);
+    assert_eq!(story.lane.window_len(), 200);
+
+    for number in 1..=5 {
+        story.end(number, Outcome::Failed);
+    }
+
+    assert_eq!(story.lane.state(story.now), LaneState::Failing);
+    assert_eq!(story.lane.window_len(), 16);
+    for _ in 0..300 {
+        story.wait(seconds(2));
+        while let Some((&contact, _)) = story.lane.flights.first_key_value() {
+            story.end(contact.as_bytes()[0], Outcome::Delivered);
+        }
+    }
+    assert_eq!(story.plans.last().map(|plan| plan.cursor), Some(200), "{:?}", story.lane);
+}
+
+#[test]
+fn unloading_forgets_what_can_be_loaded_again_and_nothing_else() {
+    let mut story = Story::new(Progress::default());
+    story.commit(&[1, 2, 3, 4, 5, 6, 1, 2]);
+    story.end(1, Outcome::Delivered);
+    story.end(2, Outcome::Failed);
+    let in_flight = story.lane.in_flight();
+
+    story.lane.step(story.now, Input::Unload, &mut Vec::new());
+
+    let left: Vec<(u64, bool)> =
+        story.lane.owed.iter().map(|(at, owed)| (*at, owed.held)).collect();
+    assert_eq!((in_flight, left), (2, vec![(2, true), (3, false), (4, false)]));
+    assert_eq!((story.lane.in_flight(), story.lane.loaded_to()), (2, 4));
+}
+
+#[test]
+fn a_lower_limit_of_all_lanes_stops_the_cursor_and_a_higher_one_lets_it_go_on() {
+    let mut story = Story::new(Progress::default());
+    story.step(Input::HeldMax(0));
+    story.commit(&[1]);
+
+    story.end(1, Outcome::Failed);
+    assert_eq!((story.lane.held(), story.lane.cursor), (0, 0));
+
+    story.step(Input::HeldMax(HELD_MAX));
+    story.wait(seconds(2));
+    story.end(1, Outcome::Delivered);
+    assert_eq!(story.lane.cursor, 1);
+}
+
+#[test]
 fn a_pause_stops_the_lane_and_uses_up_nothing() {
     let mut story = Story::new(Progress::default());
     story.commit(&[1, 2]);

@@ -42,6 +42,9 @@ pub const HELD_MAX: usize = 10_000;
 pub const WINDOW_MAX: u64 = 1_024;
 /// Events that are set aside at a time when the window is full.
 const SET_ASIDE: u64 = WINDOW_MAX / 4;
+/// Events that a lane keeps loaded while its circuit is open or it is paused: enough contacts for the probes to go
+/// round. Larger costs memory for each receiver that is down, smaller reads the log more often.
+const KEPT_WHILE_CLOSED: usize = 16;
 /// Wait before a record is handed in again after the store failed.
 const RECORD_RETRY: Duration = Duration::from_millis(200);
 /// The reason shown when a receiver answered 410.
@@ -131,6 +134,7 @@ pub struct Lane {
     /// Delivered under an earlier generation, not loaded in this one yet.
     carried: BTreeSet<u64>,
     held: usize,
+    held_max: usize,
     recording: Option<Recording>,
     records: u64,
     record_again_at: Option<Moment>,
@@ -173,6 +177,7 @@ impl Lane {
             dirty: BTreeSet::new(),
             carried: BTreeSet::new(),
             held: 0,
+            held_max: HELD_MAX,
             recording: None,
             records: 0,
             record_again_at: None,
@@ -206,12 +211,17 @@ impl Lane {
                 self.take_not_recorded(now, number, superseded);
             }
             Input::Granted(permits) => self.permits += permits,
+            Input::HeldMax(most) => self.held_max = most.min(HELD_MAX),
+            Input::Unload => self.unload(None),
             Input::Tick => {}
             Input::Halt => self.running = false,
             Input::Drain => self.draining = true,
             Input::Restart(progress) => self.restart(progress),
         }
         if self.running {
+            if self.closed(now) {
+                self.unload(Some(KEPT_WHILE_CLOSED));
+            }
             self.start_attempts(now, effects);
             self.load_more(now, effects);
             self.plan_record(now, effects);
@@ -236,10 +246,28 @@ impl Lane {
         self.owed.contains_key(&sequence)
     }
 
+    /// The last event that it has looked at; what follows must be loaded.
+    #[must_use]
+    pub fn loaded_to(&self) -> u64 {
+        self.loaded_to
+    }
+
+    /// Loaded events that are not held: what can be unloaded, or is about to be finished.
+    #[must_use]
+    pub fn window_len(&self) -> usize {
+        self.owed.len() - self.held
+    }
+
+    /// Held deliveries, all of them in memory.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// How it is doing.
     #[must_use]
     pub fn state(&self, now: Moment) -> LaneState {
-        if matches!(self.circuit, Circuit::Open { .. }) || self.held >= HELD_MAX {
+        if matches!(self.circuit, Circuit::Open { .. }) || self.held >= self.held_max {
             LaneState::Failing
         } else if self.paused_until.is_some_and(|until| until > now) {
             LaneState::Paused
@@ -275,7 +303,12 @@ impl Lane {
             return 0;
         }
         let due = self.waiting.range(..=(now, u64::MAX)).take(room).count();
-        (self.ready.len() + due).min(room).saturating_sub(self.permits - self.flights.len())
+        let mut startable = self.ready.len() + due;
+        if startable == 0 && self.may_load() {
+            // Nothing is loaded without a permit, so that a lane in line for one keeps only its cursor.
+            startable = 1;
+        }
+        startable.min(room).saturating_sub(self.permits - self.flights.len())
     }
 
     /// Gives back the permits that no attempt uses.
@@ -291,7 +324,7 @@ impl Lane {
         if !self.running {
             return None;
         }
-        let first = if self.ready.is_empty() {
+        let first = if self.ready.is_empty() && !self.may_load() {
             self.waiting.first().map(|(due, _)| *due)
         } else {
             Some(now)
@@ -303,6 +336,12 @@ impl Lane {
         let start =
             first.map(|at| at.max(probe_at.unwrap_or(at)).max(self.paused_until.unwrap_or(at)));
         [start, self.record_again_at].into_iter().flatten().filter(|at| *at > now).min()
+    }
+
+    /// Whether it sends nothing but a probe: the circuit is open, or the receiver asked for a pause.
+    fn closed(&self, now: Moment) -> bool {
+        matches!(self.circuit, Circuit::Open { .. })
+            || self.paused_until.is_some_and(|until| until > now)
     }
 
     /// Attempts that may start now by the rules for the lane as a whole, permits apart.

@@ -133,6 +133,7 @@ impl Lane {
         self.permits = before.permits;
         self.yielded = before.yielded;
         self.draining = before.draining;
+        self.held_max = before.held_max;
         self.last_failed = before.last_failed;
         self.records = before.records;
         self.carried = carried;

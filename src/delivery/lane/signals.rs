@@ -80,6 +80,10 @@ pub enum Input<'a> {
     },
     /// Permits for this many more attempts.
     Granted(usize),
+    /// How many deliveries it may hold from now on; those that it holds stay.
+    HeldMax(usize),
+    /// Memory is short: forget what can be loaded again.
+    Unload,
     /// Time passed.
     Tick,
     /// The stored subscription changed: start nothing until [`Input::Restart`].

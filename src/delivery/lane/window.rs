@@ -1,7 +1,6 @@
 //! Which events a lane looks at: loaded from the log, in chains by contact, set aside when the window is full.
 
-use super::{Effect, Finish, Lane, Owed, Phase, SET_ASIDE, WINDOW_MAX};
-use crate::delivery::retry::Circuit;
+use super::{Effect, Finish, KEPT_WHILE_CLOSED, Lane, Owed, Phase, SET_ASIDE, WINDOW_MAX};
 use crate::domain::clock::Moment;
 use crate::domain::id::ContactId;
 
@@ -75,31 +74,67 @@ impl Lane {
         }
     }
 
+    /// Whether there is more to load and room for it.
+    pub(super) fn may_load(&self) -> bool {
+        let room = WINDOW_MAX.saturating_sub(self.loaded_to - self.cursor);
+        self.loaded_to < self.head && room > 0 && !self.loading && !self.draining
+    }
+
     pub(super) fn load_more(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        let ahead = (self.slots * 8).clamp(16, 512);
-        let enough = self.loaded_to >= self.head || self.ready.len() > ahead / 2;
-        if self.loading || self.draining || enough {
+        let closed = self.closed(now);
+        let ahead =
+            if closed { KEPT_WHILE_CLOSED } else { (self.slots * 8).clamp(KEPT_WHILE_CLOSED, 512) };
+        if self.loading || self.draining || self.ready.len() > ahead / 2 {
             return;
         }
-        let paused = self.paused_until.is_some_and(|until| until > now);
         // While the circuit is open, more is loaded only when every contact at hand has been tried: one of those
         // that are not loaded yet may be the one that closes it.
-        let open = matches!(self.circuit, Circuit::Open { .. });
-        if (paused && !self.owed.is_empty()) || (open && !self.ready.is_empty()) {
+        if closed && !self.ready.is_empty() {
             return;
         }
         let room = WINDOW_MAX.saturating_sub(self.loaded_to - self.cursor);
-        if room == 0 {
+        if room == 0 && self.ready.is_empty() {
             // The record of what is set aside moves the cursor; the step that hears of it loads.
-            if self.ready.is_empty() {
-                self.set_aside();
-            }
+            self.set_aside();
+        }
+        if self.permits == 0 || !self.may_load() {
             return;
         }
         self.loading = true;
         let limit = u64::try_from(ahead).unwrap_or(u64::MAX).min(room);
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
         effects.push(Effect::Load { after: self.loaded_to, limit });
+    }
+
+    /// Forgets loaded events from the end of the window, all of them or until at most so many are ready. What was
+    /// started, has failed or is finished stays, as it would after a restart.
+    pub(super) fn unload(&mut self, keep_ready: Option<usize>) {
+        let mut above = self.loaded_to + 1;
+        while keep_ready.is_none_or(|keep| self.ready.len() > keep)
+            && let Some((&sequence, owed)) = self.owed.range(self.cursor + 1..above).next_back()
+        {
+            above = sequence;
+            let untouched = matches!(owed.phase, Phase::Queued | Phase::Ready)
+                && owed.attempts == 0
+                && !owed.held;
+            if !untouched {
+                continue;
+            }
+            let contact = owed.contact;
+            // An event is never forgotten from before another of its contact: that one would start first.
+            let Some(chain) = self.chains.get_mut(&contact) else { return };
+            if chain.pop_back_if(|last| *last == sequence).is_none() {
+                return;
+            }
+            if chain.is_empty() {
+                self.chains.remove(&contact);
+            }
+            self.owed.remove(&sequence);
+            self.ready.remove(&sequence);
+            self.loaded_to = sequence - 1;
+            // A page that is on its way does not fit any more.
+            self.loading = false;
+        }
     }
 
     /// The window is full and nothing in it can start: what keeps the cursor back becomes held.
