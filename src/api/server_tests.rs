@@ -18,6 +18,7 @@ use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::tenancy::Token;
 use crate::http::{self, Http, listener};
 use crate::store::sqlite::Embedded;
+use crate::store::sqlite::retention::Retention;
 use crate::subscriptions::verification_limits::VerificationLimits;
 use crate::subscriptions::{self, Subscriptions};
 
@@ -41,7 +42,7 @@ impl Server {
         let directory =
             std::env::temp_dir().join(format!("rollcall-api-{}-{name}", std::process::id()));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let store = Embedded::open(&directory, Arc::clone(&clock)).unwrap().store;
+        let store = Embedded::open(&directory, Arc::clone(&clock), Retention::default()).unwrap().store;
         let resolver = SystemResolver::new();
         let guard = Arc::new(TargetGuard::new(target_guard::Settings::default(), resolver));
         let sender = Sender::new(&sender::Settings::default(), guard, Arc::clone(&clock));

@@ -16,18 +16,24 @@ use super::lane::{
 };
 use super::outcome::Outcome;
 use super::retry::longest_wait;
-use super::sender::{Attempt, Line};
+use super::sender::{Answer, Attempt, Line};
 use super::slots::Report;
+use super::target_guard::Step;
 use crate::domain::clock::{Moment, Timestamp};
 use crate::domain::event::Event;
 use crate::domain::id::ContactId;
 use crate::domain::subscription::SigningSecret;
 use crate::store::Error;
 use crate::store::queue::WaitingRecord;
-use crate::store::rows::{ExhaustedRow, Failing, HeldRow, LaneRow, Record};
+use crate::store::rows::{
+    ExhaustedRow, FailedAttempt, Failing, HeldRow, LaneRow, Record, bitmap_of, done_of,
+};
 
 /// An attempt older than this makes its lane doubtful.
 const DOUBTFUL_AGE: Duration = Duration::from_secs(1);
+/// Failed attempts that wait for the next record of a lane. More can end before it only while the store is away; then
+/// the oldest are forgotten.
+const FAILED_WAITING_MAX: usize = 64;
 /// Wait before the store is asked again.
 const STORE_RETRY: Duration = Duration::from_millis(200);
 
@@ -40,6 +46,9 @@ struct State {
     /// Loaded events that have not been started yet.
     events: Loaded,
     held_max: usize,
+    /// Failed attempts to be recorded next, and those of the record that is under way.
+    failed: VecDeque<FailedAttempt>,
+    failed_recording: Vec<FailedAttempt>,
     timer: Option<Moment>,
     reported: Report,
     halted: bool,
@@ -70,6 +79,8 @@ impl LaneDriver {
             secrets: Arc::new([]),
             events: Loaded::new(Arc::clone(&shared.budget)),
             held_max: HELD_MAX,
+            failed: VecDeque::new(),
+            failed_recording: Vec::new(),
             timer: None,
             reported: Report { permits: 0, doubtful: false, wanted: 0 },
             halted: true,
@@ -157,7 +168,7 @@ impl LaneDriver {
                 Effect::Start { sequence, contact, attempt } => {
                     self.start_attempt(state, sequence, contact, attempt);
                 }
-                Effect::Record(plan) => self.record(now, plan),
+                Effect::Record(plan) => self.record(state, now, plan),
                 Effect::Load { after, limit } => {
                     let limit = self.shared.budget.page(limit);
                     let limit_here = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -222,8 +233,14 @@ impl LaneDriver {
         let event = state.events.take(sequence);
         let line = state.line.clone();
         let secrets = Arc::clone(&state.secrets);
-        let ending =
-            Ending { lane: Arc::clone(self), contact, outcome: Outcome::Failed, ended: false };
+        let ending = Ending {
+            lane: Arc::clone(self),
+            contact,
+            sequence,
+            number,
+            answer: None,
+            ended: false,
+        };
         self.shared.tasks.spawn(async move {
             let mut ending = ending;
             let stopping = ending.lane.shared.stopping.clone();
@@ -231,8 +248,8 @@ impl LaneDriver {
             tokio::select! {
                 biased;
                 () = stopping.cancelled() => ending.ended = true,
-                outcome = lane.attempt(event, line, &secrets, sequence, number) => {
-                    ending.outcome = outcome;
+                answer = lane.attempt(event, line, &secrets, sequence, number) => {
+                    ending.answer = answer;
                 }
             }
         });
@@ -245,14 +262,10 @@ impl LaneDriver {
         secrets: &[SigningSecret],
         sequence: u64,
         number: u32,
-    ) -> Outcome {
-        let Some(event) = self.find_event(event, sequence).await else {
-            return Outcome::Failed;
-        };
-        // The rules for targets have changed since the URL was verified.
-        let Some(line) = line else {
-            return Outcome::Failed;
-        };
+    ) -> Option<Answer> {
+        let event = self.find_event(event, sequence).await?;
+        // There is none when the rules for targets have changed since the URL was verified.
+        let line = line?;
         let id = event.id.to_string();
         let attempt = Attempt {
             id: &id,
@@ -268,7 +281,7 @@ impl LaneDriver {
             attempt.number = number, outcome = ?answer.outcome, status = answer.status,
             step = answer.step.name(), "attempt ended"
         );
-        answer.outcome
+        Some(answer)
     }
 
     /// The event of an attempt: loaded before, or read from the log.
@@ -290,7 +303,7 @@ impl LaneDriver {
         }
     }
 
-    fn record(self: &Arc<Self>, now: Moment, plan: Plan) {
+    fn record(self: &Arc<Self>, state: &mut State, now: Moment, plan: Plan) {
         if let Some(reason) = plan.disable {
             tracing::warn!(
                 service.id = %self.key.0, app.id = %self.key.1, reason, "subscription disabled"
@@ -298,7 +311,9 @@ impl LaneDriver {
         }
         let wall = self.shared.clock.now();
         let number = plan.number;
-        let record = self.record_of(now, wall, plan);
+        let mut record = self.record_of(now, wall, plan);
+        record.failed = state.failed.drain(..).collect();
+        state.failed_recording.clone_from(&record.failed);
         let lane = Arc::clone(self);
         let listener = Box::new(move |result| {
             let shared = Arc::clone(&lane.shared);
@@ -337,14 +352,19 @@ impl LaneDriver {
             release: plan.release,
             exhaust: plan.exhaust.iter().map(exhausted).collect(),
             disable: plan.disable.map(str::to_owned),
+            failed: Vec::new(),
         }
     }
 
     pub(super) fn take_record_result(self: &Arc<Self>, number: u64, result: Result<(), Error>) {
+        let failed = std::mem::take(&mut self.lock().failed_recording);
         match result {
             Ok(()) => self.step(Input::Recorded { number }),
             Err(error) => {
                 let superseded = error == Error::Superseded;
+                if !superseded {
+                    self.lock().keep_failed(failed);
+                }
                 if !superseded {
                     tracing::debug!(error = %error, "results not recorded, trying again");
                 }
@@ -379,6 +399,7 @@ impl LaneDriver {
         let head = self.shared.head(self.key.0).max(state.head);
         state.head = head;
         state.events.clear();
+        state.failed.clear();
         state.secrets = row.secrets.into();
         if state.url != row.subscription.url {
             state.url = row.subscription.url;
@@ -445,11 +466,25 @@ impl LaneDriver {
     }
 }
 
+impl State {
+    /// Keeps failed attempts for the next record; they ended before those that wait for it.
+    fn keep_failed(&mut self, failed: Vec<FailedAttempt>) {
+        for attempt in failed.into_iter().rev() {
+            self.failed.push_front(attempt);
+        }
+        let surplus = self.failed.len().saturating_sub(FAILED_WAITING_MAX);
+        self.failed.drain(..surplus);
+    }
+}
+
 /// Steps the lane when an attempt ends, however it ends: a task that panicked must not leave its contact busy.
 struct Ending {
     lane: Arc<LaneDriver>,
     contact: ContactId,
-    outcome: Outcome,
+    sequence: u64,
+    number: u32,
+    /// `None` when nothing could be sent.
+    answer: Option<Answer>,
     /// Nothing is to be told any more: the server stops.
     ended: bool,
 }
@@ -459,11 +494,32 @@ impl Drop for Ending {
         if self.ended {
             return;
         }
+        let outcome = self.answer.as_ref().map_or(Outcome::Failed, |answer| answer.outcome);
+        let failed =
+            matches!(outcome, Outcome::Failed | Outcome::Gone).then(|| self.failed_attempt());
         let mut state = self.lane.lock();
-        let doubtful = state.reported.doubtful || self.outcome != Outcome::Delivered;
+        if let Some(failed) = failed {
+            state.failed.push_back(failed);
+            state.keep_failed(Vec::new());
+        }
+        let doubtful = state.reported.doubtful || outcome != Outcome::Delivered;
         let keep_permit = self.lane.shared.slots.keeps(state.lane.in_flight(), doubtful);
-        let input = Input::Ended { contact: self.contact, outcome: self.outcome, keep_permit };
+        let input = Input::Ended { contact: self.contact, outcome, keep_permit };
         self.lane.step_locked(&mut state, input);
+    }
+}
+
+impl Ending {
+    fn failed_attempt(&mut self) -> FailedAttempt {
+        let answer = self.answer.take();
+        FailedAttempt {
+            sequence: self.sequence,
+            attempt: self.number,
+            at: self.lane.shared.clock.now(),
+            status: answer.as_ref().and_then(|answer| answer.status),
+            step: answer.as_ref().map_or(Step::Local, |answer| answer.step).name().to_owned(),
+            answer: answer.map_or_else(Vec::new, |answer| answer.answer_start.into()),
+        }
     }
 }
 
@@ -487,39 +543,4 @@ fn feed(
 fn contiguous(after: u64, events: &[Event]) -> bool {
     !events.is_empty()
         && (after + 1..).zip(events).all(|(sequence, event)| event.sequence == sequence)
-}
-
-/// Bit `n`, least significant first, is event `cursor + 1 + n`.
-fn bitmap_of(cursor: u64, done: &[u64]) -> Vec<u8> {
-    let mut bitmap = Vec::new();
-    for sequence in done {
-        let bit = usize::try_from(sequence - cursor - 1).unwrap_or(usize::MAX);
-        if bit / 8 >= bitmap.len() {
-            bitmap.resize(bit / 8 + 1, 0_u8);
-        }
-        bitmap[bit / 8] |= 1 << (bit % 8);
-    }
-    bitmap
-}
-
-fn done_of(cursor: u64, bitmap: &[u8]) -> Vec<u64> {
-    let set = |bit: &u64| {
-        let byte = usize::try_from(bit / 8).ok().and_then(|byte| bitmap.get(byte));
-        byte.is_some_and(|byte| byte & (1 << (bit % 8)) != 0)
-    };
-    let bits = u64::try_from(bitmap.len()).unwrap_or(0) * 8;
-    (0..bits).filter(set).map(|bit| cursor + 1 + bit).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{bitmap_of, done_of};
-
-    #[test]
-    fn bitmap_is_read_back() {
-        for done in [vec![], vec![11], vec![18], vec![19], vec![11, 12, 30, 1034]] {
-            assert_eq!(done_of(10, &bitmap_of(10, &done)), done);
-        }
-        assert_eq!(bitmap_of(10, &[11, 19]), [1, 1]);
-    }
 }

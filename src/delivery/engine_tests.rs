@@ -29,6 +29,7 @@ use crate::domain::tenancy::{App, Scopes, Service, Token, TokenHash};
 use crate::store::command::{ContactAnswer, ContactChange, IfMatch, NewApp, SubscriptionWish};
 use crate::store::rows::{ContactList, ContactQuery, LaneRow, SubscriptionStatus};
 use crate::store::sqlite::Embedded;
+use crate::store::sqlite::retention::Retention;
 use crate::store::{Answer, Commit, Error, Read, Store};
 
 #[derive(Debug)]
@@ -128,7 +129,7 @@ async fn world(name: &str) -> World {
     let dir = std::env::temp_dir().join(format!("rc-attack-{}-{name}", std::process::id()));
     drop(std::fs::remove_dir_all(&dir));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let embedded = Embedded::open(&dir, Arc::clone(&clock)).unwrap();
+    let embedded = Embedded::open(&dir, Arc::clone(&clock), Retention::default()).unwrap();
     let read = Arc::new(SlowRead {
         inner: Arc::clone(&embedded.store.read),
         lane_late: AtomicU64::new(0),

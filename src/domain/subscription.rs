@@ -8,6 +8,10 @@ use super::id::{AppId, ServiceId};
 /// Longest URL of a receiver, in bytes. Common clients and proxies stop at about this length.
 pub const URL_BYTES_MAX: usize = 2048;
 
+/// Held deliveries of a subscription. Beyond it the cursor stops and the state is failing: a receiver that refuses this
+/// many contacts needs its owner, not more memory.
+pub const HELD_MAX: usize = 10_000;
+
 /// Whether notifications are sent, and if not, by whose wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enabled {

@@ -7,6 +7,7 @@ use crate::domain::subscription::{SigningSecret, Subscription};
 use crate::domain::tenancy::{App, Scopes, Service, TokenHash};
 
 use super::Error;
+use super::rows::{LaterEvents, ReplayFrom, Replayed};
 
 /// Longest `Idempotency-Key` in bytes; longer ones are not keys but data.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
@@ -171,6 +172,26 @@ pub enum Command {
         /// The wish.
         wish: SubscriptionWish,
     },
+    /// Sends one event again, whatever has become of its delivery.
+    Redeliver {
+        /// The tenant.
+        service: ServiceId,
+        /// The app.
+        app: AppId,
+        /// The event.
+        sequence: u64,
+        /// Later events of its contact, from [`Read::list_later_events`](super::Read::list_later_events).
+        later: LaterEvents,
+    },
+    /// Sends everything after a point again.
+    Replay {
+        /// The tenant.
+        service: ServiceId,
+        /// The app.
+        app: AppId,
+        /// The point.
+        from: ReplayFrom,
+    },
     /// Replaces the stored admin token.
     SetAdminToken(TokenHash),
 }
@@ -185,6 +206,7 @@ impl Command {
                 256 + changes.iter().map(ContactChange::size).sum::<usize>()
             }
             Self::SetSubscription { .. } => 4096,
+            Self::Redeliver { later, .. } => 256 + 8 * later.sequences.len(),
             _ => 1024,
         }
     }
@@ -203,6 +225,8 @@ pub enum Reply {
     App(App),
     /// To `SetSubscription`.
     Subscription(Box<Subscription>),
+    /// To `Replay`.
+    Replayed(Replayed),
     /// To everything else.
     Done,
 }

@@ -26,7 +26,9 @@ use crate::domain::subscription::{SigningSecret, Subscription};
 use crate::domain::tenancy::{App, Service, TokenHash};
 
 use self::queue::Write;
-use self::rows::{ContactList, ContactQuery, LaneRow, SubscriptionStatus};
+use self::rows::{
+    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, SubscriptionStatus,
+};
 
 /// What went wrong, as far as a caller can act on it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,6 +110,22 @@ pub trait Read: Send + Sync + std::fmt::Debug {
     fn find_lane(&self, service: ServiceId, app: AppId) -> Answer<'_, Option<LaneRow>>;
     /// Events after a number, in order, at most `limit`, without gaps among them.
     fn list_events(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Vec<Event>>;
+    /// Held and exhausted deliveries of an app, by number.
+    fn list_deliveries(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        query: DeliveryQuery,
+    ) -> Answer<'_, Vec<DeliveryRow>>;
+    /// One delivery of an app that is subscribed; `None` when there is no such event.
+    fn find_delivery(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        sequence: u64,
+    ) -> Answer<'_, Option<DeliveryRow>>;
+    /// The later events of the contact of this event; it may look through the whole log after it.
+    fn list_later_events(&self, service: ServiceId, sequence: u64) -> Answer<'_, LaterEvents>;
     /// Whether the store can be read and written; the reason when not.
     fn check(&self) -> Answer<'_, ()>;
 }

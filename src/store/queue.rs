@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::command::{
     Command, ContactAnswer, ContactChange, IdempotencyKey, NewApp, Reply, SubscriptionWish,
 };
-use super::rows::Record;
+use super::rows::{LaterEvents, Record, ReplayFrom, Replayed};
 use super::{Commit, CommitListener, Error};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
@@ -354,6 +354,42 @@ impl Write {
     ) -> Result<Subscription, Error> {
         match self.submit(Command::SetSubscription { service, app, ticket, wish }).await? {
             Reply::Subscription(subscription) => Ok(*subscription),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// Sends one event again, followed by its contact's newest finished event, so that the receiver does not end on
+    /// an old state. One that waits behind another makes that one due.
+    ///
+    /// # Errors
+    ///
+    /// Not found when there is no such event, refused when the subscription is not enabled or holds too much,
+    /// unavailable.
+    pub async fn redeliver(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        sequence: u64,
+        later: LaterEvents,
+    ) -> Result<(), Error> {
+        let command = Command::Redeliver { service, app, sequence, later };
+        self.submit(command).await.map(|_| ())
+    }
+
+    /// Sends everything after a point again; live events wait behind it.
+    ///
+    /// # Errors
+    ///
+    /// Refused when the subscription is not enabled or the point is beyond the log, not found when the app never
+    /// subscribed, unavailable.
+    pub async fn replay(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        from: ReplayFrom,
+    ) -> Result<Replayed, Error> {
+        match self.submit(Command::Replay { service, app, from }).await? {
+            Reply::Replayed(replayed) => Ok(replayed),
             other => Err(mismatch(&other)),
         }
     }

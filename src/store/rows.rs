@@ -2,6 +2,7 @@
 
 use crate::domain::clock::Timestamp;
 use crate::domain::contact::StaffContact;
+use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::subscription::{SigningSecret, Subscription};
 
@@ -44,6 +45,8 @@ pub struct SubscriptionStatus {
     pub oldest_undelivered: Option<Timestamp>,
     /// Attempts of the unbroken row of failures, and when it began.
     pub failing: Option<Failing>,
+    /// Events that were removed from the log before they were delivered, first and last number.
+    pub gap: Option<(u64, u64)>,
 }
 
 /// An unbroken row of failed attempts of a subscription.
@@ -81,6 +84,125 @@ pub struct ExhaustedRow {
     pub attempts: u32,
     /// When the last one ended.
     pub at: Timestamp,
+}
+
+/// Failed attempts that are kept of one delivery: its first days of retries.
+pub const FAILED_PER_DELIVERY_MAX: u64 = 12;
+/// Failed attempts that are kept of one subscription, about 1 MiB with the starts of their answers.
+pub const FAILED_PER_SUBSCRIPTION_MAX: u64 = 1_000;
+
+/// An attempt that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedAttempt {
+    /// Its event.
+    pub sequence: u64,
+    /// Which attempt of the delivery it was.
+    pub attempt: u32,
+    /// When it ended.
+    pub at: Timestamp,
+    /// The status of the answer, when there was one.
+    pub status: Option<u16>,
+    /// The step at which it failed.
+    pub step: String,
+    /// The start of the answer's body.
+    pub answer: Vec<u8>,
+}
+
+/// Where a delivery stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeliveryState {
+    /// Above the cursor and not finished: on its way, or its turn has not come.
+    Pending,
+    /// At or below the cursor, or failed, and not finished: waits for a retry, or behind an earlier event.
+    Held,
+    /// Given up.
+    Exhausted,
+    /// Delivered.
+    Delivered,
+    /// Older than the subscription: it was never to be sent.
+    NotOwed,
+}
+
+/// One delivery, with what is known of its failures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeliveryRow {
+    /// Its event.
+    pub event: Event,
+    /// Where it stands.
+    pub state: DeliveryState,
+    /// Attempts made, as far as known: 0 for one that was delivered.
+    pub attempts: u32,
+    /// When a held one may start again, or when an exhausted one was given up.
+    pub at: Option<Timestamp>,
+    /// Its last failed attempts, oldest first, at most [`FAILED_PER_DELIVERY_MAX`].
+    pub failed: Vec<FailedAttempt>,
+}
+
+/// Which deliveries are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeliveryQuery {
+    /// Only held, or only exhausted ones; both when `None`.
+    pub state: Option<DeliveryState>,
+    /// Only those after this number.
+    pub after: u64,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Events of one contact after one of its events, as far as the log was looked through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LaterEvents {
+    /// Their numbers, newest first, at most [`LATER_EVENTS_MAX`].
+    pub sequences: Vec<u64>,
+    /// The head of the log that was looked through.
+    pub head: u64,
+}
+
+/// Later events of a contact that are looked at for the newest finished one: more than any contact has owed.
+pub const LATER_EVENTS_MAX: usize = 1_024;
+
+/// From where events are sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplayFrom {
+    /// Everything after this number.
+    After(u64),
+    /// Everything that happened at this time or later.
+    Since(Timestamp),
+}
+
+/// Where a replay begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// Everything after this number is sent again.
+    pub after: u64,
+    /// The head of the log.
+    pub newest: u64,
+}
+
+/// The bitmap of finished events above a cursor: bit `n`, least significant first, is event `cursor + 1 + n`. `done` is
+/// in order.
+#[must_use]
+pub fn bitmap_of(cursor: u64, done: &[u64]) -> Vec<u8> {
+    let mut bitmap = Vec::new();
+    for sequence in done {
+        let bit = usize::try_from(sequence - cursor - 1).unwrap_or(usize::MAX);
+        if bit / 8 >= bitmap.len() {
+            bitmap.resize(bit / 8 + 1, 0_u8);
+        }
+        bitmap[bit / 8] |= 1 << (bit % 8);
+    }
+    bitmap
+}
+
+/// The finished events in a bitmap above this cursor, in order.
+#[must_use]
+pub fn done_of(cursor: u64, bitmap: &[u8]) -> Vec<u64> {
+    let set = |bit: &u64| {
+        let byte = usize::try_from(bit / 8).ok().and_then(|byte| bitmap.get(byte));
+        byte.is_some_and(|byte| byte & (1 << (bit % 8)) != 0)
+    };
+    let bits = u64::try_from(bitmap.len()).unwrap_or(0) * 8;
+    (0..bits).filter(set).map(|bit| cursor + 1 + bit).collect()
 }
 
 /// One enabled subscription with all that its lane needs.
@@ -121,6 +243,21 @@ pub struct Record {
     pub release: Vec<u64>,
     /// Deliveries that are exhausted.
     pub exhaust: Vec<ExhaustedRow>,
+    /// Attempts that failed, in the order in which they ended.
+    pub failed: Vec<FailedAttempt>,
     /// Disables the subscription, with this reason.
     pub disable: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{bitmap_of, done_of};
+
+    #[test]
+    fn bitmap_is_read_back() {
+        for done in [vec![], vec![11], vec![18], vec![19], vec![11, 12, 30, 1034]] {
+            assert_eq!(done_of(10, &bitmap_of(10, &done)), done);
+        }
+        assert_eq!(bitmap_of(10, &[11, 19]), [1, 1]);
+    }
 }

@@ -45,7 +45,7 @@ impl Lane {
             return;
         }
         if delivered && sequence > self.loaded_to {
-            self.carried.insert(sequence);
+            self.carried.entry(contact).or_default().insert(sequence);
         }
         self.offer_head(contact);
     }

@@ -30,13 +30,11 @@ pub use self::signals::{Effect, FailingRow, HeldDelivery, Input, LaneState, Plan
 use super::retry::Circuit;
 use crate::domain::clock::Moment;
 use crate::domain::id::ContactId;
+pub use crate::domain::subscription::HELD_MAX;
 
 /// In flight plus finished but not yet durable, per lane: the most that a crash can repeat. Larger repeats more,
 /// smaller limits the rate to this many events for each commit.
 pub const UNRECORDED_MAX: usize = 256;
-/// Held deliveries per lane. Beyond it the cursor stops and the state is failing: a receiver that refuses this
-/// many contacts needs its owner, not more memory.
-pub const HELD_MAX: usize = 10_000;
 /// Events above the cursor that a lane looks at. Larger costs memory for each lane and a longer bitmap in each
 /// record, smaller sets slow attempts aside sooner.
 pub const WINDOW_MAX: u64 = 1_024;
@@ -131,8 +129,9 @@ pub struct Lane {
     flights: BTreeMap<ContactId, Flight>,
     finished: BTreeSet<u64>,
     dirty: BTreeSet<u64>,
-    /// Delivered under an earlier generation, not loaded in this one yet.
-    carried: BTreeSet<u64>,
+    /// Delivered under an earlier generation, not loaded in this one yet. What starts in this one ends that: the receiver
+    /// would be left with an older event.
+    carried: BTreeMap<ContactId, BTreeSet<u64>>,
     held: usize,
     held_max: usize,
     recording: Option<Recording>,
@@ -175,7 +174,7 @@ impl Lane {
             flights: BTreeMap::new(),
             finished: BTreeSet::new(),
             dirty: BTreeSet::new(),
-            carried: BTreeSet::new(),
+            carried: BTreeMap::new(),
             held: 0,
             held_max: HELD_MAX,
             recording: None,
@@ -416,6 +415,7 @@ impl Lane {
         owed.attempts += 1;
         let flight = Flight { generation: self.generation, sequence, started: now };
         self.flights.insert(owed.contact, flight);
+        self.carried.remove(&owed.contact);
         if matches!(self.circuit, Circuit::Open { .. }) {
             self.probed = Some(owed.contact);
         }

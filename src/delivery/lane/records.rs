@@ -1,6 +1,5 @@
 //! What a lane has recorded: plans of records, their results, and the start from what was recorded.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{
@@ -121,12 +120,14 @@ impl Lane {
     /// stays a success if its event is still owed.
     pub(super) fn restart(&mut self, progress: Progress) {
         let recording = self.recording.take().map(|record| record.finished).unwrap_or_default();
-        let delivered = recording.iter().chain(&self.finished).filter(|sequence| {
-            let owed = self.owed.get(sequence);
-            owed.is_some_and(|owed| owed.phase == Phase::Finished(Finish::Delivered))
-        });
-        let mut carried: BTreeSet<u64> = delivered.copied().collect();
-        carried.append(&mut self.carried);
+        let mut carried = std::mem::take(&mut self.carried);
+        for sequence in recording.iter().chain(&self.finished) {
+            if let Some(owed) = self.owed.get(sequence)
+                && owed.phase == Phase::Finished(Finish::Delivered)
+            {
+                carried.entry(owed.contact).or_default().insert(*sequence);
+            }
+        }
         let fresh = Self::new(Arc::clone(&self.settings), self.seed);
         let before = std::mem::replace(self, fresh);
         self.flights = before.flights;
@@ -160,6 +161,9 @@ impl Lane {
             self.owe(held.sequence, owed);
         }
         // What is neither held nor above the cursor any more is finished, or was dropped.
-        self.carried = self.carried.split_off(&(self.cursor + 1));
+        self.carried.retain(|_, carried| {
+            *carried = carried.split_off(&(self.cursor + 1));
+            !carried.is_empty()
+        });
     }
 }

@@ -67,7 +67,7 @@ impl Lane {
         if place != 0 {
             return;
         }
-        if self.carried.remove(&sequence) {
+        if self.carried.get_mut(&contact).is_some_and(|carried| carried.remove(&sequence)) {
             self.finish(sequence, Finish::Delivered);
         } else {
             self.offer_head(contact);

@@ -98,19 +98,22 @@ pub(super) fn list_events(
             "SELECT sequence, event, contact, kind, contact_version, full_name, at FROM events \
              WHERE service = ?1 AND sequence > ?2 ORDER BY sequence LIMIT ?3",
         )?
-        .query_map(params![service.as_bytes(), int(after), limit], |row| {
-            let code: i64 = row.get(3)?;
-            Ok(Event {
-                service,
-                sequence: uint(row, 0)?,
-                id: EventId::from_bytes(row.get(1)?),
-                contact: ContactId::from_bytes(row.get(2)?),
-                kind: EventKind::from_code(code)
-                    .ok_or(rusqlite::Error::IntegralValueOutOfRange(3, code))?,
-                contact_version: uint(row, 4)?,
-                full_name: row.get(5)?,
-                at: time(row, 6)?,
-            })
-        })?
+        .query_map(params![service.as_bytes(), int(after), limit], |row| event_of(service, row))?
         .collect()
+}
+
+/// The event in a row of number, id, contact, kind, version, name and time.
+pub(super) fn event_of(service: ServiceId, row: &Row<'_>) -> Result<Event, rusqlite::Error> {
+    let code: i64 = row.get(3)?;
+    Ok(Event {
+        service,
+        sequence: uint(row, 0)?,
+        id: EventId::from_bytes(row.get(1)?),
+        contact: ContactId::from_bytes(row.get(2)?),
+        kind: EventKind::from_code(code)
+            .ok_or(rusqlite::Error::IntegralValueOutOfRange(3, code))?,
+        contact_version: uint(row, 4)?,
+        full_name: row.get(5)?,
+        at: time(row, 6)?,
+    })
 }

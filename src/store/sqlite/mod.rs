@@ -4,10 +4,12 @@
 //! acknowledged changes at a power cut.
 
 mod contacts;
+mod deliveries;
 mod events;
 mod migrate;
 mod pool;
 mod progress;
+pub mod retention;
 mod services;
 mod subscriptions;
 mod tenancy;
@@ -21,7 +23,9 @@ use std::sync::Arc;
 use rusqlite::{Connection, OpenFlags};
 
 use super::queue::{Queue, Write};
-use super::rows::{ContactList, ContactQuery, LaneRow, SubscriptionStatus};
+use super::rows::{
+    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, SubscriptionStatus,
+};
 use super::{Answer, Error, Read, Store};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::contact::StaffContact;
@@ -32,6 +36,7 @@ use crate::domain::subscription::{SigningSecret, Subscription};
 use crate::domain::tenancy::{App, Service, TokenHash};
 
 use self::pool::Pool;
+use self::retention::Retention;
 use self::writer::Writer;
 
 /// The file that holds everything.
@@ -65,7 +70,11 @@ impl Embedded {
     /// # Errors
     ///
     /// Another process uses the directory, it cannot be written, or its schema is newer than this program.
-    pub fn open(directory: &Path, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+    pub fn open(
+        directory: &Path,
+        clock: Arc<dyn Clock>,
+        retention: Retention,
+    ) -> Result<Self, Error> {
         make_directory(directory)?;
         let lock = lock_directory(directory)?;
         let path = directory.join(DATABASE_FILE);
@@ -74,7 +83,7 @@ impl Embedded {
         let ticket = subscriptions::last_ticket(&connection).map_err(|e| unavailable(&e))?;
         let pool = Arc::new(Pool::new(path.clone()));
         let queue = Arc::new(Queue::default());
-        let writer = Writer::new(path, connection, Arc::clone(&queue), Arc::clone(&pool), clock);
+        let writer = Writer::new(path, connection, Arc::clone(&queue), Arc::clone(&pool), clock, retention);
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
@@ -251,6 +260,28 @@ impl Read for Reader {
 
     fn list_events(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Vec<Event>> {
         self.pool.read(move |c| events::list_events(c, service, after, limit))
+    }
+
+    fn list_deliveries(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        query: DeliveryQuery,
+    ) -> Answer<'_, Vec<DeliveryRow>> {
+        self.pool.read(move |c| deliveries::list_deliveries(c, service, app, query))
+    }
+
+    fn find_delivery(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        sequence: u64,
+    ) -> Answer<'_, Option<DeliveryRow>> {
+        self.pool.read(move |c| deliveries::find_delivery(c, service, app, sequence))
+    }
+
+    fn list_later_events(&self, service: ServiceId, sequence: u64) -> Answer<'_, LaterEvents> {
+        self.pool.scan(move |c| deliveries::list_later_events(c, service, sequence))
     }
 
     fn check(&self) -> Answer<'_, ()> {

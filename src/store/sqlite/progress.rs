@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::deliveries;
 use super::events::{int, time, uint};
 use super::subscriptions::{failing_of, select_enabled, select_one, subscription_of};
 use super::writer::{Change, Stop};
@@ -72,6 +73,9 @@ pub(super) fn record(change: &mut Change<'_>, record: &Record) -> Result<(), Sto
                 row.attempts,
                 row.at.millis()
             ])?;
+    }
+    if !record.failed.is_empty() {
+        deliveries::insert_failed(change, record)?;
     }
     if let Some(reason) = &record.disable {
         disable(change, record, reason)?;

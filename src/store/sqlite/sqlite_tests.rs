@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
+use super::retention::Retention;
 use super::{DATABASE_FILE, Embedded, migrate};
 use crate::domain::clock::SystemClock;
 use crate::domain::contact::ContactPatch;
@@ -28,7 +29,7 @@ impl Scratch {
     }
 
     fn open(&self) -> Result<Embedded, Error> {
-        Embedded::open(&self.0, Arc::new(SystemClock::new()))
+        Embedded::open(&self.0, Arc::new(SystemClock::new()), Retention::default())
     }
 }
 

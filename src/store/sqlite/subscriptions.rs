@@ -13,7 +13,8 @@ use crate::store::command::SubscriptionWish;
 use crate::store::rows::{Failing, SubscriptionStatus};
 
 const SELECT: &str = "SELECT s.service, s.app, s.url, s.enabled, s.reason, p.generation, s.verified_at, \
-     s.updated_at, p.cursor, p.bitmap, p.failing_since, p.failing_attempts, s.ticket \
+     s.updated_at, p.cursor, p.bitmap, p.failing_since, p.failing_attempts, s.ticket, \
+     p.gap_from, p.gap_to \
      FROM subscriptions s JOIN progress p ON p.service = s.service AND p.app = s.app";
 
 /// The query for one subscription with its progress.
@@ -83,10 +84,14 @@ pub(super) fn get_status(
     let found = tx
         .prepare_cached(&select_one())?
         .query_row(params![service.as_bytes(), app.as_bytes()], |row| {
-            Ok((subscription_of(row)?, uint(row, 8)?, failing_of(row)?))
+            let gap = match row.get::<_, Option<i64>>(13)? {
+                Some(_) => Some((uint(row, 13)?, uint(row, 14)?)),
+                None => None,
+            };
+            Ok((subscription_of(row)?, uint(row, 8)?, failing_of(row)?, gap))
         })
         .optional()?;
-    let Some((subscription, cursor, failing)) = found else {
+    let Some((subscription, cursor, failing, gap)) = found else {
         return Ok(SubscriptionStatus { cursor: newest, newest, ..SubscriptionStatus::default() });
     };
     let count = |table: &str| {
@@ -116,6 +121,7 @@ pub(super) fn get_status(
         exhausted,
         oldest_undelivered,
         failing,
+        gap,
     })
 }
 
@@ -195,7 +201,7 @@ fn write(change: &Change<'_>, after: &Subscription, ticket: u64) -> Result<(), S
     Ok(())
 }
 
-/// Clears the failing clock; with a start, everything that was pending is dropped and the cursor is set there.
+/// Clears the failing clock and the gap, which the app has seen; with a start, everything that was pending is dropped and the cursor is set there.
 /// Without one, held deliveries become due at once.
 fn begin_generation(
     change: &Change<'_>,
@@ -207,8 +213,8 @@ fn begin_generation(
         change
             .connection
             .prepare_cached(
-                "UPDATE progress SET generation = ?3, failing_since = NULL, failing_attempts = 0 \
-                 WHERE service = ?1 AND app = ?2",
+                "UPDATE progress SET generation = ?3, failing_since = NULL, failing_attempts = 0, \
+                 gap_from = NULL, gap_to = NULL WHERE service = ?1 AND app = ?2",
             )?
             .execute(params![key.0, key.1, int(after.generation)])?;
         change
@@ -222,11 +228,11 @@ fn begin_generation(
     change
         .connection
         .prepare_cached(
-            "INSERT OR REPLACE INTO progress (service, app, generation, cursor, bitmap) \
-             VALUES (?1, ?2, ?3, ?4, x'')",
+            "INSERT OR REPLACE INTO progress (service, app, generation, cursor, since, bitmap) \
+             VALUES (?1, ?2, ?3, ?4, ?4, x'')",
         )?
         .execute(params![key.0, key.1, int(after.generation), int(cursor)])?;
-    for table in ["held", "exhausted"] {
+    for table in ["held", "exhausted", "failed_attempts"] {
         change
             .connection
             .prepare_cached(&format!("DELETE FROM {table} WHERE service = ?1 AND app = ?2"))?

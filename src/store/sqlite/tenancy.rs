@@ -213,6 +213,7 @@ pub(super) fn delete_app(
         "progress",
         "held",
         "exhausted",
+        "failed_attempts",
         "idempotency_keys",
     ] {
         change

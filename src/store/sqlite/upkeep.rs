@@ -4,20 +4,66 @@ use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
+use super::retention::{self, Retention};
 use crate::domain::clock::Timestamp;
+use crate::domain::id::{AppId, ServiceId};
 
 /// How long an idempotency key is kept; the contract's 24 hours.
 pub(super) const IDEMPOTENCY_AGE: Duration = Duration::from_hours(24);
 /// Rows removed in one slice: about a millisecond of writing.
 const SLICE_ROWS: i64 = 500;
 
-/// Runs one slice in a transaction of its own. Gives whether there was anything to remove.
-pub(super) fn run_slice(
-    connection: &mut Connection,
-    now: Timestamp,
-) -> Result<bool, rusqlite::Error> {
-    let tx = connection.transaction()?;
-    let mut removed = remove_hidden(&tx)?;
+/// Where upkeep stands between two slices.
+#[derive(Debug)]
+pub(super) struct Upkeep {
+    retention: Retention,
+    /// The service whose events were looked at last; `None` before the first.
+    position: Option<ServiceId>,
+}
+
+/// What a slice did.
+#[derive(Debug, Default)]
+pub(super) struct Slice {
+    /// Whether there was anything to remove: then there may be more.
+    pub(super) removed: bool,
+    /// Subscriptions that began a generation, because events were removed that they still owed.
+    pub(super) subscriptions: Vec<(ServiceId, AppId)>,
+}
+
+impl Upkeep {
+    pub(super) fn new(retention: Retention) -> Self {
+        Self { retention, position: None }
+    }
+
+    /// Runs one slice in a transaction of its own.
+    pub(super) fn run_slice(
+        &mut self,
+        connection: &mut Connection,
+        now: Timestamp,
+    ) -> Result<Slice, rusqlite::Error> {
+        let tx = connection.transaction()?;
+        let mut slice = Slice { removed: remove_kept_long(&tx, now)?, ..Slice::default() };
+        if !slice.removed {
+            let before = now.minus(self.retention.attempts);
+            slice.removed = retention::remove_attempts(&tx, before, SLICE_ROWS)? > 0;
+        }
+        let mut position = self.position;
+        if !slice.removed {
+            let before = now.minus(self.retention.events);
+            let pruned = retention::remove_events(&tx, position, before, SLICE_ROWS)?;
+            position = pruned.position;
+            slice.removed = pruned.events > 0;
+            slice.subscriptions = pruned.subscriptions;
+        }
+        if slice.removed { tx.commit()? } else { tx.rollback()? }
+        self.position = position;
+        Ok(slice)
+    }
+}
+
+/// Removes what is over for good: hidden services, idempotency keys, tokens and secrets.
+fn remove_kept_long(tx: &Connection, now: Timestamp) -> Result<bool, rusqlite::Error> {
+    let mut removed = remove_hidden(tx)?;
     if removed == 0 {
         removed = tx
             .prepare_cached(
@@ -35,11 +81,6 @@ pub(super) fn run_slice(
                 .execute([now.millis()])
                 .map(count)?;
         }
-    }
-    if removed > 0 {
-        tx.commit()?
-    } else {
-        tx.rollback()?
     }
     Ok(removed > 0)
 }
@@ -62,6 +103,7 @@ fn remove_hidden(connection: &Connection) -> Result<i64, rusqlite::Error> {
         ("progress", "service, app"),
         ("held", "service, app, sequence"),
         ("exhausted", "service, app, sequence"),
+        ("failed_attempts", "service, app, number"),
         ("idempotency_keys", "service, app, key"),
     ];
     let mut removed = connection

@@ -14,7 +14,9 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::pool::Pool;
 use super::services::Services;
-use super::{contacts, open_writer, progress, subscriptions, tenancy, upkeep};
+use super::retention::Retention;
+use super::upkeep::Upkeep;
+use super::{contacts, deliveries, open_writer, progress, subscriptions, tenancy};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::id::IdMaker;
 use crate::store::command::{Command, Reply};
@@ -116,6 +118,12 @@ impl Change<'_> {
                 subscriptions::set_subscription(self, service, app, ticket, wish)
                     .map(|subscription| Reply::Subscription(Box::new(subscription)))
             }
+            Command::Redeliver { service, app, sequence, later } => {
+                deliveries::redeliver(self, service, app, sequence, &later).map(|()| Reply::Done)
+            }
+            Command::Replay { service, app, from } => {
+                deliveries::replay(self, service, app, from).map(Reply::Replayed)
+            }
             Command::SetAdminToken(token) => {
                 tenancy::set_admin_token(self, token).map(|()| Reply::Done)
             }
@@ -161,6 +169,7 @@ pub(super) struct Writer {
     services: Services,
     ids: IdMaker,
     checkpointed: bool,
+    upkeep: Upkeep,
     upkeep_at: Moment,
     failing: bool,
 }
@@ -172,6 +181,7 @@ impl Writer {
         queue: Arc<Queue>,
         pool: Arc<Pool>,
         clock: Arc<dyn Clock>,
+        retention: Retention,
     ) -> Self {
         let upkeep_at = clock.moment();
         Self {
@@ -183,6 +193,7 @@ impl Writer {
             services: Services::default(),
             ids: IdMaker::new(),
             checkpointed: true,
+            upkeep: Upkeep::new(retention),
             upkeep_at,
             failing: false,
         }
@@ -343,9 +354,14 @@ impl Writer {
         let Some(connection) = &mut self.connection else {
             return;
         };
-        let wait = match upkeep::run_slice(connection, now) {
-            Ok(true) => Duration::ZERO,
-            Ok(false) => UPKEEP_EVERY,
+        let wait = match self.upkeep.run_slice(connection, now) {
+            Ok(slice) => {
+                if !slice.subscriptions.is_empty() {
+                    let subscriptions = slice.subscriptions;
+                    self.queue.tell(&Commit { subscriptions, ..Commit::default() });
+                }
+                if slice.removed { Duration::ZERO } else { UPKEEP_EVERY }
+            }
             Err(error) => {
                 let failure = Failure { error, during: "upkeep" };
                 self.abandon(&failure, Answers::default());

@@ -1,0 +1,214 @@
+//! Removes events and failed attempts that are older than their retention, in slices, as [`super::upkeep`] asks for them.
+//!
+//! The newest event of a service always stays. What was removed before it was delivered is never hidden: it becomes the
+//! gap of each subscription that still owed it, and begins a generation of it.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::deliveries::extend_gap;
+use super::events::{int, time, uint};
+use crate::domain::clock::Timestamp;
+use crate::domain::id::{AppId, ServiceId};
+use crate::domain::subscription::Enabled;
+use crate::store::rows::{bitmap_of, done_of};
+
+/// How long events are kept unless told otherwise; `event_retention`. Shorter leaves receivers that are off for long
+/// with gaps, longer takes disk: about 300 bytes an event.
+pub const EVENT_RETENTION_DEFAULT: Duration = Duration::from_hours(30 * 24);
+/// How long failed attempts are kept; `attempt_retention`.
+pub const ATTEMPT_RETENTION_DEFAULT: Duration = Duration::from_hours(7 * 24);
+
+/// Services whose oldest event is looked at in one slice.
+const SLICE_SERVICES: i64 = 100;
+
+/// What an operator can set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Age at which events are removed.
+    pub events: Duration,
+    /// Age at which failed attempts are removed.
+    pub attempts: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { events: EVENT_RETENTION_DEFAULT, attempts: ATTEMPT_RETENTION_DEFAULT }
+    }
+}
+
+/// Removes old failed attempts; gives how many.
+pub(super) fn remove_attempts(
+    connection: &Connection,
+    before: Timestamp,
+    limit: i64,
+) -> Result<usize, rusqlite::Error> {
+    connection
+        .prepare_cached(
+            "DELETE FROM failed_attempts WHERE (service, app, number) IN \
+             (SELECT service, app, number FROM failed_attempts WHERE at < ?1 ORDER BY at LIMIT ?2)",
+        )?
+        .execute(params![before.millis(), limit])
+}
+
+/// What one slice over the event logs did.
+#[derive(Debug, Default)]
+pub(super) struct Pruned {
+    /// Events removed.
+    pub(super) events: usize,
+    /// The last service that was looked at; `None` at the end of all.
+    pub(super) position: Option<ServiceId>,
+    /// Subscriptions that began a generation.
+    pub(super) subscriptions: Vec<(ServiceId, AppId)>,
+}
+
+/// Removes old events of some services after `position`, at most `limit`.
+pub(super) fn remove_events(
+    connection: &Connection,
+    position: Option<ServiceId>,
+    before: Timestamp,
+    limit: i64,
+) -> Result<Pruned, rusqlite::Error> {
+    let services: Vec<(ServiceId, u64, u64)> = connection
+        .prepare_cached(
+            "SELECT service, floor, head FROM services WHERE service > ?1 AND hidden = 0 \
+             ORDER BY service LIMIT ?2",
+        )?
+        .query_map(
+            params![position.map_or(Vec::new(), |id| id.as_bytes().to_vec()), SLICE_SERVICES],
+            |row| Ok((ServiceId::from_bytes(row.get(0)?), uint(row, 1)?, uint(row, 2)?)),
+        )?
+        .collect::<Result<_, _>>()?;
+    let last_slice = i64::try_from(services.len()).unwrap_or(i64::MAX) < SLICE_SERVICES;
+    let mut pruned = Pruned { position, ..Pruned::default() };
+    for (service, floor, head) in services {
+        let left = limit - i64::try_from(pruned.events).unwrap_or(i64::MAX);
+        let last = last_to_remove(connection, service, floor, head, before, left)?;
+        if last > floor {
+            pruned.events += connection
+                .prepare_cached("DELETE FROM events WHERE service = ?1 AND sequence <= ?2")?
+                .execute(params![service.as_bytes(), int(last)])?;
+            connection
+                .prepare_cached("UPDATE services SET floor = ?2 WHERE service = ?1")?
+                .execute(params![service.as_bytes(), int(last)])?;
+            move_progress(connection, service, last, &mut pruned.subscriptions)?;
+        }
+        if i64::try_from(pruned.events).unwrap_or(i64::MAX) >= limit {
+            // There may be more of this service: the position stays before it.
+            return Ok(pruned);
+        }
+        pruned.position = Some(service);
+    }
+    if last_slice {
+        pruned.position = None;
+    }
+    Ok(pruned)
+}
+
+/// The last number to remove; the floor when nothing is old enough.
+fn last_to_remove(
+    connection: &Connection,
+    service: ServiceId,
+    floor: u64,
+    head: u64,
+    before: Timestamp,
+    limit: i64,
+) -> Result<u64, rusqlite::Error> {
+    let mut last = floor;
+    let mut oldest = connection.prepare_cached(
+        "SELECT sequence, at FROM events WHERE service = ?1 AND sequence > ?2 AND sequence < ?3 \
+         ORDER BY sequence LIMIT ?4",
+    )?;
+    let mut rows =
+        oldest.query(params![service.as_bytes(), int(floor), int(head), limit])?;
+    while let Some(row) = rows.next()? {
+        // Times never go back within a log: the first that is young enough ends it.
+        if time(row, 1)? >= before {
+            break;
+        }
+        last = uint(row, 0)?;
+    }
+    Ok(last)
+}
+
+/// Moves every subscription of a service beyond what was removed, and stores what it never got.
+fn move_progress(
+    connection: &Connection,
+    service: ServiceId,
+    floor: u64,
+    moved: &mut Vec<(ServiceId, AppId)>,
+) -> Result<(), rusqlite::Error> {
+    let rows: Vec<(AppId, u64, Vec<u8>, i64)> = connection
+        .prepare_cached(
+            "SELECT p.app, p.cursor, p.bitmap, s.enabled FROM progress p \
+             JOIN subscriptions s ON s.service = p.service AND s.app = p.app WHERE p.service = ?1",
+        )?
+        .query_map([service.as_bytes()], |row| {
+            Ok((AppId::from_bytes(row.get(0)?), uint(row, 1)?, row.get(2)?, row.get(3)?))
+        })?
+        .collect::<Result<_, _>>()?;
+    for (app, cursor, bitmap, enabled) in rows {
+        if Enabled::from_code(enabled) == Some(Enabled::No) {
+            // It owes nothing, and starts at the head when it is enabled.
+            continue;
+        }
+        let key = params![service.as_bytes(), app.as_bytes(), int(floor)];
+        let mut missing: Option<(u64, u64)> = None;
+        for table in ["held", "exhausted"] {
+            let range: Option<(u64, u64)> = connection
+                .prepare_cached(&format!(
+                    "SELECT min(sequence), max(sequence) FROM {table} \
+                     WHERE service = ?1 AND app = ?2 AND sequence <= ?3 HAVING count(*) > 0"
+                ))?
+                .query_row(key, |row| Ok((uint(row, 0)?, uint(row, 1)?)))
+                .optional()?;
+            if let Some((from, to)) = range {
+                missing = Some(joined(missing, from, to));
+                connection
+                    .prepare_cached(&format!(
+                        "DELETE FROM {table} WHERE service = ?1 AND app = ?2 AND sequence <= ?3"
+                    ))?
+                    .execute(key)?;
+            }
+        }
+        let mut standing = (cursor, bitmap);
+        if cursor < floor {
+            let done = done_of(cursor, &standing.1);
+            let mut owed = (cursor + 1..=floor).filter(|number| done.binary_search(number).is_err());
+            if let Some(first) = owed.next() {
+                missing = Some(joined(missing, first, owed.next_back().unwrap_or(first)));
+            }
+            let mut new_cursor = floor;
+            let above: Vec<u64> = done.into_iter().filter(|number| *number > floor).collect();
+            let mut rest = above.as_slice();
+            while rest.first() == Some(&(new_cursor + 1)) {
+                new_cursor += 1;
+                rest = &rest[1..];
+            }
+            standing = (new_cursor, bitmap_of(new_cursor, rest));
+        }
+        if let Some((from, to)) = missing {
+            extend_gap(connection, service, app, from, to)?;
+        }
+        if missing.is_some() || cursor < floor {
+            connection
+                .prepare_cached(
+                    "UPDATE progress SET generation = generation + 1, cursor = ?3, bitmap = ?4 \
+                     WHERE service = ?1 AND app = ?2",
+                )?
+                .execute(params![
+                    service.as_bytes(),
+                    app.as_bytes(),
+                    int(standing.0),
+                    standing.1
+                ])?;
+            moved.push((service, app));
+        }
+    }
+    Ok(())
+}
+
+fn joined(range: Option<(u64, u64)>, from: u64, to: u64) -> (u64, u64) {
+    range.map_or((from, to), |(first, last)| (first.min(from), last.max(to)))
+}
