@@ -12,6 +12,7 @@ mod api_challenge;
 mod api_contacts;
 mod api_errors;
 mod api_subscription;
+mod cli;
 mod congress;
 mod delivery_order;
 mod delivery_restart;

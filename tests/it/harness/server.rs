@@ -98,8 +98,11 @@ impl Builder {
     }
 
     fn spawn(&self) -> Process {
-        let own = self.dir.0.join("data");
-        Process::spawn(self.command, self.other_dir.as_ref().unwrap_or(&own), &self.flags)
+        Process::spawn(self.command, &self.data_dir_path(), &self.flags)
+    }
+
+    fn data_dir_path(&self) -> PathBuf {
+        self.other_dir.clone().unwrap_or_else(|| self.dir.0.join("data"))
     }
 
     /// Starts a server and kills it after so long, wherever it is by then.
@@ -175,6 +178,11 @@ impl TestServer {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.base_url.strip_prefix("http://").unwrap().parse().unwrap()
+    }
+
+    /// Where its files are.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.builder.data_dir_path()
     }
 
     /// How it was started, to start something else on the same directory.
