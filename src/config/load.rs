@@ -16,6 +16,7 @@ use super::parse;
 use super::raw::{Raw, Source, Sources, Written, collect};
 use super::table::{SETTINGS, find, shown_proxy};
 use crate::domain::tenancy::Token;
+use crate::http::tls::TlsFiles;
 
 /// Where contacts, events and progress are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub enum LogFormat {
 pub struct Settings {
     /// Where requests are accepted.
     pub listen: SocketAddr,
+    /// Certificate and key, when callers are to speak TLS; from `tls_cert` and `tls_key`.
+    pub tls: Option<TlsFiles>,
     /// The directory of the embedded store, as written.
     pub data_dir: PathBuf,
     /// Which store.
@@ -97,6 +100,7 @@ impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             listen,
+            tls,
             data_dir,
             store,
             admin_token,
@@ -121,6 +125,7 @@ impl fmt::Debug for Settings {
         } = self;
         f.debug_struct("Settings")
             .field("listen", listen)
+            .field("tls", tls)
             .field("data_dir", data_dir)
             .field("store", store)
             .field("admin_token", admin_token)
@@ -203,6 +208,7 @@ impl Reader {
         let limit = 0..=1_000_000;
         Settings {
             listen: self.read("listen", parse::simple),
+            tls: self.read_tls_files(),
             data_dir: self.read("data_dir", parse::path),
             store: self.read("store", parse::store),
             admin_token: self.read_admin_token(),
@@ -241,6 +247,19 @@ impl Reader {
                     .unwrap_or_else(|why| panic!("the default of {name} breaks its rule: {why}"))
             }
         }
+    }
+
+    fn read_tls_files(&mut self) -> Option<TlsFiles> {
+        let cert = self.read("tls_cert", parse::optional_path);
+        let key = self.read("tls_key", parse::optional_path);
+        let (alone, missing) = match (cert, key) {
+            (Some(cert), Some(key)) => return Some(TlsFiles { cert, key }),
+            (None, None) => return None,
+            (Some(_), None) => ("tls_cert", "tls_key"),
+            (None, Some(_)) => ("tls_key", "tls_cert"),
+        };
+        self.refuse(alone, &format!("{missing} is not set, give both or neither"));
+        None
     }
 
     fn read_admin_token(&mut self) -> Option<Token> {

@@ -127,7 +127,7 @@ const HOSTS_RULE: &str = "host names without a leading dot, internationalised na
 const LIMIT_RULE: &str = "a whole number from 0 to 1000000";
 
 /// Every setting, in the order in which they are explained.
-pub static SETTINGS: [Setting; 23] = [
+pub static SETTINGS: [Setting; 25] = [
     row(
         "listen",
         Kind::Text,
@@ -135,6 +135,24 @@ pub static SETTINGS: [Setting; 23] = [
         "The address and port on which the server accepts requests. Port 0 takes any free port and prints it.",
         "an IP address and a port",
         "0.0.0.0:8080",
+    ),
+    row(
+        "tls_cert",
+        Kind::Path,
+        "",
+        "A PEM file with the server's certificate, followed by those between it and its root. With it and `tls_key` \
+         the server speaks TLS 1.2 and 1.3, and nothing else, to its callers. Both files are read at start and \
+         again at SIGHUP. Empty: no TLS.",
+        "a path, together with tls_key; the file at most 1 MiB",
+        "/etc/rollcall/tls/fullchain.pem",
+    ),
+    row(
+        "tls_key",
+        Kind::Path,
+        "",
+        "A PEM file with the private key of the certificate in `tls_cert`: RSA, ECDSA or Ed25519, unencrypted.",
+        "a path, together with tls_cert; the file at most 1 MiB",
+        "/etc/rollcall/tls/privkey.pem",
     ),
     row(
         "data_dir",

@@ -1,7 +1,7 @@
 //! The accept loop: connections in, requests to the router, and an orderly end.
 //!
 //! `app.rs` binds the socket and hands it in. The number of connections is limited; at the limit the loop waits, and
-//! the system's own queue of connections fills.
+//! the system's own queue of connections fills. A TLS handshake belongs to its connection and never holds up the loop.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -18,6 +18,7 @@ use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,8 @@ use tower::Service;
 
 use super::connection::{Connection, ConnectionProgress};
 use super::limits::{CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADERS_MAX, URI_BYTES_MAX};
+use super::tls::Tls;
+use super::write_stall::WriteStall;
 
 /// Wait after the system refused to give a connection, for example without a free descriptor: long enough not to
 /// spin, short enough not to be noticed.
@@ -33,11 +36,12 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// Bytes hyper may hold of what it has not parsed: a longest line, the longest headers, and room for separators.
 const BUFFER_BYTES_MAX: usize = URI_BYTES_MAX + HEADER_BYTES_MAX + 8 * 1024;
 
-/// Accepts connections until `stop`, then lets each finish the request it is in.
+/// Accepts connections until `stop`, then lets each finish the request it is in. With `tls` it speaks nothing else.
 ///
 /// Returns when it accepts no more. The connections run on `tasks`; whoever awaits that awaits their end.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     router: Router,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -53,7 +57,8 @@ pub async fn serve(
         };
         match accepted {
             Ok((socket, _peer)) => {
-                let connection = serve_connection(socket, router.clone(), stop.clone());
+                let connection =
+                    serve_connection(socket, tls.clone(), router.clone(), stop.clone());
                 tasks.spawn(async move {
                     connection.await;
                     drop(place);
@@ -78,10 +83,40 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn serve_connection(socket: TcpStream, router: Router, stop: CancellationToken) {
+async fn serve_connection(
+    socket: TcpStream,
+    tls: Option<Arc<Tls>>,
+    router: Router,
+    stop: CancellationToken,
+) {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(error = %error, "connection option not set");
     }
+    let socket = WriteStall::new(socket);
+    match tls {
+        None => serve_http(socket, router, stop).await,
+        // In a box, so that a connection without TLS has no room for it.
+        Some(tls) => Box::pin(serve_https(&tls, socket, router, stop)).await,
+    }
+}
+
+async fn serve_https(
+    tls: &Tls,
+    socket: WriteStall<TcpStream>,
+    router: Router,
+    stop: CancellationToken,
+) {
+    match stop.run_until_cancelled(tls.accept(socket)).await {
+        Some(Ok(socket)) => serve_http(socket, router, stop).await,
+        Some(Err(error)) => tracing::debug!(error = %error, "handshake failed"),
+        None => {}
+    }
+}
+
+async fn serve_http<S>(socket: S, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let socket = Connection::new(socket);
     let progress = socket.progress();
     let service = service_fn(move |request| answer(router.clone(), progress.clone(), request));

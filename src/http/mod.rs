@@ -14,6 +14,8 @@ pub mod json;
 pub mod limits;
 pub mod listener;
 pub mod request_log;
+pub mod tls;
+pub mod write_stall;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

@@ -19,4 +19,5 @@ mod delivery_restart;
 mod delivery_retry;
 mod delivery_signing;
 mod delivery_targets;
+mod listener_tls;
 mod store_disk_full;
