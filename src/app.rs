@@ -190,6 +190,8 @@ fn raise_descriptor_limit() -> anyhow::Result<u64> {
 fn http_settings(settings: &Settings) -> http::Settings {
     http::Settings {
         requests_per_minute: settings.requests_per_minute,
+        failed_tokens_per_minute: settings.failed_tokens_per_minute,
+        trusted_proxies: settings.trusted_proxies.clone(),
         cors_origins: match &settings.cors_origins {
             CorsOrigins::Any => vec!["*".to_owned()],
             CorsOrigins::List(origins) => origins.clone(),

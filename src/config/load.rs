@@ -50,6 +50,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Certificate and key, when callers are to speak TLS; from `tls_cert` and `tls_key`.
     pub tls: Option<TlsFiles>,
+    /// Proxies that are believed when they say for whom they ask.
+    pub trusted_proxies: Vec<IpNet>,
     /// The directory of the embedded store, as written.
     pub data_dir: PathBuf,
     /// Which store.
@@ -73,6 +75,8 @@ pub struct Settings {
     pub proxy: Option<String>,
     /// Requests of one service in a minute; 0 is off.
     pub requests_per_minute: u32,
+    /// Requests without a good token from one address in a minute; 0 is off.
+    pub failed_tokens_per_minute: u32,
     /// Challenges of one app in a minute; 0 is off.
     pub verifications_per_app: u32,
     /// Challenges to one host in a minute; 0 is off.
@@ -101,6 +105,7 @@ impl fmt::Debug for Settings {
         let Self {
             listen,
             tls,
+            trusted_proxies,
             data_dir,
             store,
             admin_token,
@@ -112,6 +117,7 @@ impl fmt::Debug for Settings {
             allow_http,
             proxy,
             requests_per_minute,
+            failed_tokens_per_minute,
             verifications_per_app,
             verifications_per_host,
             verifications_total,
@@ -126,6 +132,7 @@ impl fmt::Debug for Settings {
         f.debug_struct("Settings")
             .field("listen", listen)
             .field("tls", tls)
+            .field("trusted_proxies", trusted_proxies)
             .field("data_dir", data_dir)
             .field("store", store)
             .field("admin_token", admin_token)
@@ -137,6 +144,7 @@ impl fmt::Debug for Settings {
             .field("allow_http", allow_http)
             .field("proxy", &proxy.as_deref().map(shown_proxy))
             .field("requests_per_minute", requests_per_minute)
+            .field("failed_tokens_per_minute", failed_tokens_per_minute)
             .field("verifications_per_app", verifications_per_app)
             .field("verifications_per_host", verifications_per_host)
             .field("verifications_total", verifications_total)
@@ -209,6 +217,7 @@ impl Reader {
         Settings {
             listen: self.read("listen", parse::simple),
             tls: self.read_tls_files(),
+            trusted_proxies: self.read("trusted_proxies", |text| parse::list(text, parse::network)),
             data_dir: self.read("data_dir", parse::path),
             store: self.read("store", parse::store),
             admin_token: self.read_admin_token(),
@@ -220,6 +229,8 @@ impl Reader {
             allow_http: self.read("allow_http", parse::simple),
             proxy: self.read("proxy", parse::proxy),
             requests_per_minute: self.read("requests_per_minute", |t| parse::number(t, &limit)),
+            failed_tokens_per_minute: self
+                .read("failed_tokens_per_minute", |text| parse::number(text, &limit)),
             verifications_per_app: self.read("verifications_per_app", |t| parse::number(t, &limit)),
             verifications_per_host: self
                 .read("verifications_per_host", |text| parse::number(text, &limit)),

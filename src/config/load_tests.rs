@@ -148,6 +148,12 @@ fn values_at_their_limits_are_accepted_and_their_neighbours_refused() {
     );
     check("max_in_flight", &["1", "256"], &["0", "257", "-1", "x"]);
     check("requests_per_minute", &["0", "1000000"], &["1000001", ""]);
+    check("failed_tokens_per_minute", &["0", "1000000"], &["1000001", "-1", ""]);
+    check(
+        "trusted_proxies",
+        &["", "10.0.0.5", "10.0.0.0/8, fd00::/16", "::1"],
+        &["10.0.0.0/33", "10.0.0.1/8", "proxy.example", "10.0.0.5:80", "10.0.0.5,,::1"],
+    );
     check("tls_cert", &["", "a.pem"], &["a.pem"]);
     check("tls_key", &["", "a.pem"], &["a.pem"]);
     check("deny_ports", &["", "0,65535"], &["65536", "22,,25"]);
@@ -249,6 +255,7 @@ fn defaults_of_dev_are_local_and_unlimited_and_can_be_overridden() {
     assert!(settings.allow_http);
     assert_eq!(settings.requests_per_minute + settings.verifications_per_app, 0);
     assert_eq!(settings.verifications_per_host + settings.verifications_total, 0);
+    assert_eq!(settings.failed_tokens_per_minute, 0);
     assert_eq!(settings.log, "warn");
 
     let environment = environment(&[("ROLLCALL_ALLOW_HTTP", "false")]);
@@ -267,7 +274,8 @@ fn defaults_of_serve_are_those_of_the_contract() {
     assert_eq!(settings.cors_origins, CorsOrigins::List(Vec::new()));
     assert_eq!(settings.log_format, LogFormat::Text);
     assert_eq!(settings.requests_per_minute, 500);
-    assert!(settings.tls.is_none());
+    assert_eq!(settings.failed_tokens_per_minute, 60);
+    assert!(settings.tls.is_none() && settings.trusted_proxies.is_empty());
     assert!(settings.admin_token.is_none() && !settings.allow_http);
 }
 

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -28,6 +29,15 @@ use super::request_log::raw_error;
 const LINGER: Duration = Duration::from_millis(500);
 /// Bytes that are read at a time while waiting for that.
 const LINGER_BUFFER_BYTES: usize = 4096;
+
+/// What the listener knows of a request besides its bytes; stands in the request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Who holds the connection; an IPv4 address is never in its IPv6 form.
+    pub peer: IpAddr,
+    /// What the head said.
+    pub note: HeadNote,
+}
 
 /// What the connection knows of a request that its headers do not show any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use super::connection::{Connection, ConnectionProgress};
+use super::connection::{Arrival, Connection, ConnectionProgress};
 use super::limits::{CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADERS_MAX, URI_BYTES_MAX};
 use super::tls::Tls;
 use super::write_stall::WriteStall;
@@ -56,9 +57,11 @@ pub async fn serve(
             return;
         };
         match accepted {
-            Ok((socket, _peer)) => {
+            Ok((socket, peer)) => {
+                // A socket that listens on IPv6 gives IPv4 addresses in their IPv6 form.
+                let peer = peer.ip().to_canonical();
                 let connection =
-                    serve_connection(socket, tls.clone(), router.clone(), stop.clone());
+                    serve_connection(socket, peer, tls.clone(), router.clone(), stop.clone());
                 tasks.spawn(async move {
                     connection.await;
                     drop(place);
@@ -85,6 +88,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 async fn serve_connection(
     socket: TcpStream,
+    peer: IpAddr,
     tls: Option<Arc<Tls>>,
     router: Router,
     stop: CancellationToken,
@@ -94,32 +98,34 @@ async fn serve_connection(
     }
     let socket = WriteStall::new(socket);
     match tls {
-        None => serve_http(socket, router, stop).await,
+        None => serve_http(socket, peer, router, stop).await,
         // In a box, so that a connection without TLS has no room for it.
-        Some(tls) => Box::pin(serve_https(&tls, socket, router, stop)).await,
+        Some(tls) => Box::pin(serve_https(&tls, socket, peer, router, stop)).await,
     }
 }
 
 async fn serve_https(
     tls: &Tls,
     socket: WriteStall<TcpStream>,
+    peer: IpAddr,
     router: Router,
     stop: CancellationToken,
 ) {
     match stop.run_until_cancelled(tls.accept(socket)).await {
-        Some(Ok(socket)) => serve_http(socket, router, stop).await,
+        Some(Ok(socket)) => serve_http(socket, peer, router, stop).await,
         Some(Err(error)) => tracing::debug!(error = %error, "handshake failed"),
         None => {}
     }
 }
 
-async fn serve_http<S>(socket: S, router: Router, stop: CancellationToken)
+async fn serve_http<S>(socket: S, peer: IpAddr, router: Router, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let socket = Connection::new(socket);
     let progress = socket.progress();
-    let service = service_fn(move |request| answer(router.clone(), progress.clone(), request));
+    let service =
+        service_fn(move |request| answer(router.clone(), peer, progress.clone(), request));
     let mut http = http1::Builder::new();
     http.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX).header_read_timeout(None);
     let mut connection = pin!(http.serve_connection(socket, service));
@@ -138,11 +144,12 @@ where
 /// Hands one request to the router.
 fn answer(
     mut router: Router,
+    peer: IpAddr,
     progress: ConnectionProgress,
     mut request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response, Infallible>> {
     let note = progress.begin_request(request.headers().contains_key(TRANSFER_ENCODING));
-    request.extensions_mut().insert(note);
+    request.extensions_mut().insert(Arrival { peer, note });
     let answer = router.call(request.map(Body::new));
     async move {
         let response = answer.await;

@@ -11,6 +11,7 @@ mod api_auth;
 mod api_challenge;
 mod api_contacts;
 mod api_errors;
+mod api_failed_tokens;
 mod api_subscription;
 mod cli;
 mod congress;
