@@ -85,8 +85,20 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let listening =
         http::listener::serve(listener, tls.clone(), router, stop.clone(), connections.clone());
     connections.spawn(listening);
+    warn_of_plain_http(&settings, address);
     tracing::info!(address = %address, "server started");
     Ok(Running { address, tls, data_dir, new_admin_token, embedded, engine, stop, connections })
+}
+
+/// Behind a trusted proxy the way to it is the operator's affair, on loopback nobody listens in.
+fn warn_of_plain_http(settings: &Settings, address: SocketAddr) {
+    let encrypted = settings.tls.is_some() || !settings.trusted_proxies.is_empty();
+    if !encrypted && !address.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            address = %address,
+            "tokens travel unencrypted, set tls_cert and tls_key, or trusted_proxies"
+        );
+    }
 }
 
 /// Everything between the store and the listener.

@@ -214,3 +214,27 @@ async fn dev_says_what_its_certificate_lacks_when_it_cannot_call_itself() {
     let hint = "the certificate must be valid for that address and trusted by this machine";
     assert!(said.contains(hint) && said.contains("invalid peer certificate"), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_http_beyond_this_machine_is_warned_about_unless_a_proxy_is_named() {
+    let warned = async |flags: &[(&str, &str)]| {
+        let mut builder = TestServer::builder().flag("--log", "info");
+        for (name, value) in flags {
+            builder = builder.flag(name, value);
+        }
+        let server = builder.start().await;
+        eventually("the start is logged", async || {
+            server.log().contains("server started").then_some(())
+        })
+        .await;
+        server.log().matches("tokens travel unencrypted").count()
+    };
+    let everywhere = ("--listen", "0.0.0.0:0");
+
+    assert_eq!(warned(&[everywhere]).await, 1);
+    assert_eq!(warned(&[everywhere, ("--trusted-proxies", "10.0.0.1")]).await, 0);
+    assert_eq!(warned(&[]).await, 0);
+    let (builder, _authority) = TestServer::builder().flag("--log", "info").tls();
+    let server = builder.flag("--listen", "0.0.0.0:0").start().await;
+    assert!(!server.log().contains("tokens travel unencrypted"), "{}", server.log());
+}
