@@ -24,6 +24,7 @@ use crate::directory::Directory;
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::tenancy::Token;
 use crate::http::Http;
+use crate::http::tls::Tls;
 use crate::store::Store;
 use crate::store::sqlite::Embedded;
 use crate::subscriptions::verification_limits::VerificationLimits;
@@ -47,6 +48,7 @@ pub struct Running {
     pub data_dir: PathBuf,
     /// The admin token, only when this start made it.
     pub new_admin_token: Option<Token>,
+    tls: Option<Arc<Tls>>,
     embedded: Embedded,
     engine: Arc<Engine>,
     stop: CancellationToken,
@@ -63,9 +65,11 @@ impl std::fmt::Debug for Running {
 ///
 /// # Errors
 ///
-/// The data directory is in use or not writable, the store cannot be opened, or the address cannot be bound.
+/// Certificate or key cannot be used, the data directory is in use or not writable, the store cannot be opened, or
+/// the address cannot be bound.
 pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let tls = settings.tls.clone().map(Tls::read).transpose()?.map(Arc::new);
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("cannot listen on {}", settings.listen))?;
@@ -78,9 +82,23 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let (router, engine) = build(&settings, store, Arc::clone(&clock), epoch).await?;
     let stop = CancellationToken::new();
     let connections = TaskTracker::new();
-    connections.spawn(http::listener::serve(listener, router, stop.clone(), connections.clone()));
+    let listening =
+        http::listener::serve(listener, tls.clone(), router, stop.clone(), connections.clone());
+    connections.spawn(listening);
+    warn_of_plain_http(&settings, address);
     tracing::info!(address = %address, "server started");
-    Ok(Running { address, data_dir, new_admin_token, embedded, engine, stop, connections })
+    Ok(Running { address, tls, data_dir, new_admin_token, embedded, engine, stop, connections })
+}
+
+/// Behind a trusted proxy the way to it is the operator's affair, on loopback nobody listens in.
+fn warn_of_plain_http(settings: &Settings, address: SocketAddr) {
+    let encrypted = settings.tls.is_some() || !settings.trusted_proxies.is_empty();
+    if !encrypted && !address.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            address = %address,
+            "tokens travel unencrypted, set tls_cert and tls_key, or trusted_proxies"
+        );
+    }
 }
 
 /// Everything between the store and the listener.
@@ -184,6 +202,8 @@ fn raise_descriptor_limit() -> anyhow::Result<u64> {
 fn http_settings(settings: &Settings) -> http::Settings {
     http::Settings {
         requests_per_minute: settings.requests_per_minute,
+        failed_tokens_per_minute: settings.failed_tokens_per_minute,
+        trusted_proxies: settings.trusted_proxies.clone(),
         cors_origins: match &settings.cors_origins {
             CorsOrigins::Any => vec!["*".to_owned()],
             CorsOrigins::List(origins) => origins.clone(),
@@ -216,6 +236,25 @@ impl Running {
             tracing::error!(error = %error, "store not closed");
         }
         tracing::info!("server stopped");
+    }
+
+    /// How callers reach it.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// Reads certificate and key again, in the background. What cannot be used leaves the earlier pair in place.
+    pub fn renew_certificate(&self) {
+        let Some(tls) = self.tls.clone() else {
+            return;
+        };
+        tokio::task::spawn_blocking(move || match tls.read_again() {
+            Ok(()) => tracing::info!("certificate read again"),
+            Err(error) => {
+                tracing::warn!(error = %error, "certificate not read again, the earlier one stays");
+            }
+        });
     }
 
     /// Returns when the server failed by itself, with the reason.

@@ -30,7 +30,7 @@ const IMPORTS: [(&str, &[&str]); 12] = [
 ];
 
 /// Where an external crate may be used: path prefixes below `src`.
-const PLACES: [(&str, &[&str]); 13] = [
+const PLACES: [(&str, &[&str]); 14] = [
     ("rusqlite", &["store/sqlite/"]),
     ("hickory_resolver", &["delivery/resolver.rs"]),
     // Outbound: the sender and its private parts, and the command line's client. Inbound: the listener of the
@@ -53,7 +53,21 @@ const PLACES: [(&str, &[&str]); 13] = [
         "hyper_util",
         &["delivery/connector.rs", "http/listener.rs", "cli/client.rs", "cli/listen_receiver.rs"],
     ),
-    ("tokio_rustls", &["delivery/sender.rs", "delivery/connector.rs", "cli/client.rs", "app.rs"]),
+    (
+        "tokio_rustls",
+        &["delivery/sender.rs", "delivery/connector.rs", "http/tls.rs", "cli/client.rs"],
+    ),
+    // `line.rs` names who is called.
+    (
+        "rustls",
+        &[
+            "delivery/sender.rs",
+            "delivery/connector.rs",
+            "delivery/line.rs",
+            "http/tls.rs",
+            "cli/client.rs",
+        ],
+    ),
     ("rustls_platform_verifier", &["delivery/connector.rs", "cli/client.rs"]),
     ("axum", &["http/", "api/", "app.rs"]),
     ("tower", &["http/", "app.rs"]),

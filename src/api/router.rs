@@ -137,7 +137,7 @@ where
     let endpoint: Endpoint = Arc::new(move |state, request| {
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            let entered = state.http.enter(&head.headers, part(&head, APP_ID_PART), scope).await;
+            let entered = state.http.enter(&head, part(&head, APP_ID_PART), scope).await;
             let (caller, answer) = match entered {
                 Ok(caller) => {
                     let call = Call { head, body };
@@ -164,7 +164,7 @@ where
     let endpoint: Endpoint = Arc::new(move |state, request| {
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            match state.http.auth.check_admin(&head.headers).await {
+            match state.http.enter_admin(&head).await {
                 Ok(()) => handler(state, Call { head, body }).await.into_response(),
                 Err(error) => error.into_response(),
             }

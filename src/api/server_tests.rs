@@ -74,7 +74,7 @@ impl Server {
         let address = socket.local_addr().unwrap();
         let stop = CancellationToken::new();
         let router = super::router(Arc::new(state));
-        tokio::spawn(listener::serve(socket, router, stop.clone(), TaskTracker::new()));
+        tokio::spawn(listener::serve(socket, None, router, stop.clone(), TaskTracker::new()));
         Self { address, directory, stop }
     }
 

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::Args;
 use http::{Method, StatusCode};
 use serde_json::json;
@@ -35,7 +36,7 @@ pub(super) async fn run(args: DevArgs) -> anyhow::Result<()> {
     let mut credentials = DevCredentials::find(&settings.data_dir).unwrap_or_default();
     credentials.admin_token = admin_token(&settings, &credentials)?;
     settings.admin_token = Some(Token::from_text(&credentials.admin_token));
-    let signals = serve::Signals::new()?;
+    let signals = serve::Signals::of_server(&settings)?;
     let running = serve::start(settings).await?;
     let printed = welcome(&running, &mut credentials, args.json).await;
     serve::wait(running, signals, printed).await
@@ -55,9 +56,15 @@ fn admin_token(settings: &config::Settings, kept: &DevCredentials) -> anyhow::Re
 }
 
 async fn welcome(running: &Running, kept: &mut DevCredentials, json: bool) -> anyhow::Result<()> {
-    kept.base_url = serve::base_url(running.address);
+    kept.base_url = serve::base_url(running.scheme(), running.address);
     kept.data_dir.clone_from(&running.data_dir);
-    prepare(kept).await?;
+    prepare(kept).await.with_context(|| match running.scheme() {
+        "https" => format!(
+            "cannot call {}; the certificate must be valid for that address and trusted by this machine",
+            kept.base_url
+        ),
+        _ => format!("cannot call {}", kept.base_url),
+    })?;
     if json {
         return output::print_json(kept);
     }

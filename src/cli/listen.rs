@@ -69,7 +69,7 @@ pub(super) async fn run(args: ListenArgs) -> anyhow::Result<()> {
     let app = args.connection.find_client()?;
     let mut signals = Signals::new()?;
     let (listener, address) = bind(&args).await?;
-    let target = format!("{}{}", base_url(address), args.path);
+    let target = format!("{}{}", base_url("http", address), args.path);
     let (seen, mut printed) = mpsc::channel(PRINT_QUEUE);
     let receiver = Arc::new(receiver(&args, seen));
     let accepting = tokio::spawn(accept(listener, Arc::clone(&receiver)));

@@ -1,6 +1,6 @@
 //! `rollcall serve`: the server, until a signal ends it.
 //!
-//! Also what `dev` shares with it: waiting for the first signal, the orderly stop, and the abrupt one.
+//! Also what `dev` shares with it: waiting for signals, the orderly stop, and the abrupt one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let settings = config::load(&args.settings.sources(false))?.settings;
     log::install(&settings);
     let own_token = settings.admin_token.is_some();
-    let signals = Signals::new()?;
+    let signals = Signals::of_server(&settings)?;
     let running = start(settings).await?;
     let printed = print_welcome(&running, own_token);
     wait(running, signals, printed).await
@@ -56,7 +56,7 @@ fn is_address_in_use(error: &anyhow::Error) -> bool {
         .any(|cause: &std::io::Error| cause.kind() == std::io::ErrorKind::AddrInUse)
 }
 
-/// Waits for a signal or a failure, then stops in order. When `printed` says that the welcome could not be
+/// Waits for a signal to stop or a failure, then stops in order. When `printed` says that the welcome could not be
 /// written, stops at once.
 pub(super) async fn wait(
     running: Running,
@@ -65,7 +65,7 @@ pub(super) async fn wait(
 ) -> anyhow::Result<()> {
     let ended = match printed {
         Ok(()) => tokio::select! {
-            _ = signals.next() => Ok(()),
+            _ = signals.next_with_hangup(|| running.renew_certificate()) => Ok(()),
             error = running.failed() => Err(error.context("the server failed")),
         },
         Err(error) => Err(error),
@@ -77,17 +77,17 @@ pub(super) async fn wait(
 }
 
 /// The base URL under which this machine reaches a server that listens here.
-pub(super) fn base_url(address: SocketAddr) -> String {
+pub(super) fn base_url(scheme: &str, address: SocketAddr) -> String {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    format!("http://{}", SocketAddr::new(ip, address.port()))
+    format!("{scheme}://{}", SocketAddr::new(ip, address.port()))
 }
 
 fn print_welcome(running: &Running, own_token: bool) -> anyhow::Result<()> {
-    let url = base_url(running.address);
+    let url = base_url(running.scheme(), running.address);
     let mut text =
         format!("rollcall listens on {url}\ndata directory: {}", running.data_dir.display());
     if let Some(token) = &running.new_admin_token {
@@ -104,27 +104,58 @@ fn print_welcome(running: &Running, own_token: bool) -> anyhow::Result<()> {
     output::print(&text)
 }
 
-/// SIGINT and SIGTERM.
+/// SIGINT and SIGTERM, and for a server SIGHUP.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Option<Signal>,
 }
 
 impl Signals {
-    /// From here on the signals no longer end the process by themselves.
+    /// From here on SIGINT and SIGTERM no longer end the process by themselves.
     pub(super) fn new() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
+            hangup: None,
         })
     }
 
-    /// Waits for the next one; gives the exit code of a process that it ends.
+    /// As [`Self::new`], and SIGHUP too where there are files to read again. A server without them ends with its
+    /// terminal.
+    pub(super) fn of_server(settings: &config::Settings) -> anyhow::Result<Self> {
+        let hangup = settings.tls.as_ref().map(|_| listen(SignalKind::hangup())).transpose()?;
+        Ok(Self { hangup, ..Self::new()? })
+    }
+
+    /// Waits for the next SIGINT or SIGTERM; gives the exit code of a process that it ends.
     pub(super) async fn next(&mut self) -> i32 {
         tokio::select! {
             _ = self.interrupt.recv() => 130,
             _ = self.terminate.recv() => 143,
         }
+    }
+
+    /// As [`Self::next`]; calls `read_again` at each SIGHUP before that.
+    pub(super) async fn next_with_hangup(&mut self, read_again: impl Fn()) -> i32 {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return 130,
+                _ = self.terminate.recv() => return 143,
+                () = received(self.hangup.as_mut()) => read_again(),
+            }
+        }
+    }
+}
+
+fn listen(kind: SignalKind) -> anyhow::Result<Signal> {
+    signal(kind).context("cannot listen for signals")
+}
+
+/// Waits for this signal; forever, if there is none.
+async fn received(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     }
 }

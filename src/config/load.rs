@@ -16,6 +16,7 @@ use super::parse;
 use super::raw::{Raw, Source, Sources, Written, collect};
 use super::table::{SETTINGS, find, shown_proxy};
 use crate::domain::tenancy::Token;
+use crate::http::tls::TlsFiles;
 
 /// Where contacts, events and progress are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,10 @@ pub enum LogFormat {
 pub struct Settings {
     /// Where requests are accepted.
     pub listen: SocketAddr,
+    /// Certificate and key, when callers are to speak TLS; from `tls_cert` and `tls_key`.
+    pub tls: Option<TlsFiles>,
+    /// Proxies that are believed when they say for whom they ask.
+    pub trusted_proxies: Vec<IpNet>,
     /// The directory of the embedded store, as written.
     pub data_dir: PathBuf,
     /// Which store.
@@ -70,6 +75,8 @@ pub struct Settings {
     pub proxy: Option<String>,
     /// Requests of one service in a minute; 0 is off.
     pub requests_per_minute: u32,
+    /// Requests without a good token from one address in a minute; 0 is off.
+    pub failed_tokens_per_minute: u32,
     /// Challenges of one app in a minute; 0 is off.
     pub verifications_per_app: u32,
     /// Challenges to one host in a minute; 0 is off.
@@ -97,6 +104,8 @@ impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             listen,
+            tls,
+            trusted_proxies,
             data_dir,
             store,
             admin_token,
@@ -108,6 +117,7 @@ impl fmt::Debug for Settings {
             allow_http,
             proxy,
             requests_per_minute,
+            failed_tokens_per_minute,
             verifications_per_app,
             verifications_per_host,
             verifications_total,
@@ -121,6 +131,8 @@ impl fmt::Debug for Settings {
         } = self;
         f.debug_struct("Settings")
             .field("listen", listen)
+            .field("tls", tls)
+            .field("trusted_proxies", trusted_proxies)
             .field("data_dir", data_dir)
             .field("store", store)
             .field("admin_token", admin_token)
@@ -132,6 +144,7 @@ impl fmt::Debug for Settings {
             .field("allow_http", allow_http)
             .field("proxy", &proxy.as_deref().map(shown_proxy))
             .field("requests_per_minute", requests_per_minute)
+            .field("failed_tokens_per_minute", failed_tokens_per_minute)
             .field("verifications_per_app", verifications_per_app)
             .field("verifications_per_host", verifications_per_host)
             .field("verifications_total", verifications_total)
@@ -203,6 +216,8 @@ impl Reader {
         let limit = 0..=1_000_000;
         Settings {
             listen: self.read("listen", parse::simple),
+            tls: self.read_tls_files(),
+            trusted_proxies: self.read("trusted_proxies", |text| parse::list(text, parse::network)),
             data_dir: self.read("data_dir", parse::path),
             store: self.read("store", parse::store),
             admin_token: self.read_admin_token(),
@@ -214,6 +229,8 @@ impl Reader {
             allow_http: self.read("allow_http", parse::simple),
             proxy: self.read("proxy", parse::proxy),
             requests_per_minute: self.read("requests_per_minute", |t| parse::number(t, &limit)),
+            failed_tokens_per_minute: self
+                .read("failed_tokens_per_minute", |text| parse::number(text, &limit)),
             verifications_per_app: self.read("verifications_per_app", |t| parse::number(t, &limit)),
             verifications_per_host: self
                 .read("verifications_per_host", |text| parse::number(text, &limit)),
@@ -241,6 +258,19 @@ impl Reader {
                     .unwrap_or_else(|why| panic!("the default of {name} breaks its rule: {why}"))
             }
         }
+    }
+
+    fn read_tls_files(&mut self) -> Option<TlsFiles> {
+        let cert = self.read("tls_cert", parse::optional_path);
+        let key = self.read("tls_key", parse::optional_path);
+        let (alone, missing) = match (cert, key) {
+            (Some(cert), Some(key)) => return Some(TlsFiles { cert, key }),
+            (None, None) => return None,
+            (Some(_), None) => ("tls_cert", "tls_key"),
+            (None, Some(_)) => ("tls_key", "tls_cert"),
+        };
+        self.refuse(alone, &format!("{missing} is not set, give both or neither"));
+        None
     }
 
     fn read_admin_token(&mut self) -> Option<Token> {

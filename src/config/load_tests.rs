@@ -48,7 +48,14 @@ fn check(name: &'static str, accepted: &[&str], refused: &[&str]) {
     for value in accepted {
         let flags = [(name, *value), ("request_timeout", "5m")];
         let flags = if name == "request_timeout" { &flags[..1] } else { &flags[..] };
-        with_flags(flags).unwrap_or_else(|faults| panic!("{name} = {value}: {faults}"));
+        let partner = match name {
+            "tls_cert" => "tls_key",
+            "tls_key" => "tls_cert",
+            _ => "",
+        };
+        let flags = [flags, &[(partner, *value)]].concat();
+        let flags: Vec<_> = flags.into_iter().filter(|(name, _)| !name.is_empty()).collect();
+        with_flags(&flags).unwrap_or_else(|faults| panic!("{name} = {value}: {faults}"));
     }
     for value in refused {
         let faults = with_flags(&[(name, value)]).expect_err(&format!("{name} = {value}"));
@@ -141,6 +148,14 @@ fn values_at_their_limits_are_accepted_and_their_neighbours_refused() {
     );
     check("max_in_flight", &["1", "256"], &["0", "257", "-1", "x"]);
     check("requests_per_minute", &["0", "1000000"], &["1000001", ""]);
+    check("failed_tokens_per_minute", &["0", "1000000"], &["1000001", "-1", ""]);
+    check(
+        "trusted_proxies",
+        &["", "10.0.0.5", "10.0.0.0/8, fd00::/16", "::1"],
+        &["10.0.0.0/33", "10.0.0.1/8", "proxy.example", "10.0.0.5:80", "10.0.0.5,,::1"],
+    );
+    check("tls_cert", &["", "a.pem"], &["a.pem"]);
+    check("tls_key", &["", "a.pem"], &["a.pem"]);
     check("deny_ports", &["", "0,65535"], &["65536", "22,,25"]);
     check("allow_targets", &["", "10.0.0.1", "::/0"], &["10.0.0.0/33", "example.com"]);
     check("allow_hosts", &["a.example", ""], &[".example", "*.example", "a..b", "über.example"]);
@@ -219,12 +234,28 @@ fn admin_token_is_read_from_a_file_but_not_together_with_one() {
 }
 
 #[test]
+fn certificate_and_key_are_given_together() {
+    let loaded = with_flags(&[("tls_cert", "cert.pem"), ("tls_key", "key.pem")]).unwrap();
+    let files = loaded.settings.tls.unwrap();
+    assert_eq!((files.cert, files.key), ("cert.pem".into(), "key.pem".into()));
+    assert!(with_flags(&[]).unwrap().settings.tls.is_none());
+
+    for (alone, missing) in [("tls_cert", "tls_key"), ("tls_key", "tls_cert")] {
+        let faults = with_flags(&[(alone, "a.pem"), (missing, "")]).unwrap_err().to_string();
+        assert!(faults.starts_with("1 fault in"), "{faults}");
+        assert!(faults.contains(&format!("{alone} from the flag")), "{faults}");
+        assert!(faults.contains(&format!("({missing} is not set, give both or")), "{faults}");
+    }
+}
+
+#[test]
 fn defaults_of_dev_are_local_and_unlimited_and_can_be_overridden() {
     let settings = Settings::for_development();
     assert_eq!(settings.allow_targets.len(), 2);
     assert!(settings.allow_http);
     assert_eq!(settings.requests_per_minute + settings.verifications_per_app, 0);
     assert_eq!(settings.verifications_per_host + settings.verifications_total, 0);
+    assert_eq!(settings.failed_tokens_per_minute, 0);
     assert_eq!(settings.log, "warn");
 
     let environment = environment(&[("ROLLCALL_ALLOW_HTTP", "false")]);
@@ -243,6 +274,8 @@ fn defaults_of_serve_are_those_of_the_contract() {
     assert_eq!(settings.cors_origins, CorsOrigins::List(Vec::new()));
     assert_eq!(settings.log_format, LogFormat::Text);
     assert_eq!(settings.requests_per_minute, 500);
+    assert_eq!(settings.failed_tokens_per_minute, 60);
+    assert!(settings.tls.is_none() && settings.trusted_proxies.is_empty());
     assert!(settings.admin_token.is_none() && !settings.allow_http);
 }
 

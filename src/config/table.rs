@@ -127,7 +127,7 @@ const HOSTS_RULE: &str = "host names without a leading dot, internationalised na
 const LIMIT_RULE: &str = "a whole number from 0 to 1000000";
 
 /// Every setting, in the order in which they are explained.
-pub static SETTINGS: [Setting; 23] = [
+pub static SETTINGS: [Setting; 27] = [
     row(
         "listen",
         Kind::Text,
@@ -135,6 +135,34 @@ pub static SETTINGS: [Setting; 23] = [
         "The address and port on which the server accepts requests. Port 0 takes any free port and prints it.",
         "an IP address and a port",
         "0.0.0.0:8080",
+    ),
+    row(
+        "tls_cert",
+        Kind::Path,
+        "",
+        "A PEM file with the server's certificate, followed by those between it and its root. With it and `tls_key` \
+         the server speaks TLS 1.2 and 1.3, and nothing else, to its callers. Both files are read at start and \
+         again at SIGHUP. Empty: no TLS.",
+        "a path, together with tls_key; the file at most 1 MiB",
+        "/etc/rollcall/tls/fullchain.pem",
+    ),
+    row(
+        "tls_key",
+        Kind::Path,
+        "",
+        "A PEM file with the private key of the certificate in `tls_cert`: RSA, ECDSA or Ed25519, unencrypted.",
+        "a path, together with tls_cert; the file at most 1 MiB",
+        "/etc/rollcall/tls/privkey.pem",
+    ),
+    row(
+        "trusted_proxies",
+        Kind::List,
+        "",
+        "Proxies in front of the server. A request from one of them comes from the last address in its \
+         `X-Forwarded-For` that is not itself in this list; from anybody else the header is ignored. List only \
+         proxies that append the address they see. Empty: none.",
+        NETWORKS_RULE,
+        "10.0.0.5,fd00:20::/64",
     ),
     row(
         "data_dir",
@@ -249,6 +277,19 @@ pub static SETTINGS: [Setting; 23] = [
             "Requests that one service may make in a minute before it is answered 429. 0 is off.",
             LIMIT_RULE,
             "500",
+        ),
+    ),
+    development(
+        "0",
+        row(
+            "failed_tokens_per_minute",
+            Kind::Number,
+            "60",
+            "Requests with no, a malformed or an unknown token that one address (of IPv6: one /64) may make in a \
+             minute before it is answered 429 in place of 401. Requests with a good token are not counted and not \
+             affected. 0 is off.",
+            LIMIT_RULE,
+            "60",
         ),
     ),
     development(

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use ::http::HeaderMap;
+use ::http::request::Parts;
 
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::tenancy::{App, Scope};
 
 use super::Http;
-use super::envelope::ApiError;
+use super::envelope::{ApiError, CODE_TOKEN};
 
 /// An app that may do what it asks for.
 #[derive(Clone, Debug)]
@@ -36,14 +36,15 @@ impl Http {
     ///
     /// # Errors
     ///
-    /// 401, 403, 429, or 503 when the store is away.
+    /// 401 (429 from an address with too many of them), 403, 429, or 503 when the store is away.
     pub async fn enter(
         &self,
-        headers: &HeaderMap,
+        head: &Parts,
         app_id: &str,
         scope: Scope,
     ) -> Result<Caller, (Option<Caller>, ApiError)> {
-        let app = self.auth.find_app(headers).await.map_err(|error| (None, error))?;
+        let found = self.auth.find_app(&head.headers).await;
+        let app = found.map_err(|error| (None, self.count_failed_token(head, error)))?;
         let caller = Caller { app };
         let judged = if AppId::parse(app_id) == Some(caller.app()) {
             self.rates.check(caller.service()).and_then(|()| {
@@ -60,5 +61,24 @@ impl Http {
             Ok(()) => Ok(caller),
             Err(error) => Err((Some(caller), error)),
         }
+    }
+
+    /// Judges the token of the administrator.
+    ///
+    /// # Errors
+    ///
+    /// 401 (429 from an address with too many of them), or 503 when the store is away.
+    pub async fn enter_admin(&self, head: &Parts) -> Result<(), ApiError> {
+        let checked = self.auth.check_admin(&head.headers).await;
+        checked.map_err(|error| self.count_failed_token(head, error))
+    }
+
+    /// Counts what would be a 401. The token is judged first, so that a good one from the same address is not
+    /// affected, and nothing is looked up for it.
+    fn count_failed_token(&self, head: &Parts, error: ApiError) -> ApiError {
+        if error.code != CODE_TOKEN {
+            return error;
+        }
+        self.failed_tokens.check(self.addresses.find(head)).err().unwrap_or(error)
     }
 }

@@ -1,4 +1,4 @@
-//! One connection's bytes, between the socket and hyper: timeouts, and our own body on errors that hyper answers.
+//! One connection's bytes, between socket or TLS and hyper: timeouts, and our own body on errors that hyper answers.
 //!
 //! hyper answers a head that it cannot parse with an empty body, and a head that does not arrive with nothing. Here such
 //! an answer is replaced before it is sent, so that every answer has the envelope and a request id. The end of a
@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -19,8 +20,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::envelope::ApiError;
 use super::head_scan::{HeadScan, Verdict};
 use super::limits::{
-    HEADER_READ_TIMEOUT, IDLE_TIMEOUT, URI_BYTES_MAX, WRITE_STALL_TIMEOUT, head_too_slow,
-    headers_too_large, uri_too_long,
+    HEADER_READ_TIMEOUT, IDLE_TIMEOUT, URI_BYTES_MAX, head_too_slow, headers_too_large,
+    uri_too_long,
 };
 use super::request_log::raw_error;
 
@@ -28,6 +29,15 @@ use super::request_log::raw_error;
 const LINGER: Duration = Duration::from_millis(500);
 /// Bytes that are read at a time while waiting for that.
 const LINGER_BUFFER_BYTES: usize = 4096;
+
+/// What the listener knows of a request besides its bytes; stands in the request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Who holds the connection; an IPv4 address is never in its IPv6 form.
+    pub peer: IpAddr,
+    /// What the head said.
+    pub note: HeadNote,
+}
 
 /// What the connection knows of a request that its headers do not show any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,7 +150,6 @@ pub struct Connection<S> {
     socket: S,
     progress: ConnectionProgress,
     wait: Pin<Box<Sleep>>,
-    write_wait: Option<Pin<Box<Sleep>>>,
     replaced: Vec<u8>,
     ended: bool,
     linger: Option<Pin<Box<Sleep>>>,
@@ -155,7 +164,6 @@ impl<S> Connection<S> {
             socket,
             progress: ConnectionProgress::new(),
             wait: Box::pin(sleep_until(Instant::now() + IDLE_TIMEOUT)),
-            write_wait: None,
             replaced: Vec::new(),
             ended: false,
             linger: None,
@@ -189,28 +197,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Poll::Ready(in_head)
     }
 
-    fn poll_write_socket(
-        &mut self,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(written) = Pin::new(&mut self.socket).poll_write(context, bytes) {
-            self.write_wait = None;
-            return Poll::Ready(written);
-        }
-        let wait = self
-            .write_wait
-            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + WRITE_STALL_TIMEOUT)));
-        ready!(wait.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-
     fn poll_replaced(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.replaced.is_empty() {
-            let bytes = std::mem::take(&mut self.replaced);
-            let written = self.poll_write_socket(context, &bytes);
-            self.replaced = bytes;
-            match ready!(written)? {
+            match ready!(Pin::new(&mut self.socket).poll_write(context, &self.replaced))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => drop(self.replaced.drain(..count)),
             }
@@ -286,7 +275,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Write for Connection<S> {
             return Poll::Ready(Ok(bytes.len()));
         }
         ready!(self.poll_replaced(context))?;
-        self.poll_write_socket(context, bytes)
+        Pin::new(&mut self.socket).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

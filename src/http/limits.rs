@@ -1,8 +1,11 @@
-//! The limits of HTTP, each with a name, and the request rate of a service.
+//! The limits of HTTP, each with a name, the request rate of a service, and that of tokens that fail.
 
 use std::fmt;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use ::http::header::{CONTENT_LENGTH, HOST};
@@ -45,6 +48,11 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most connections at a time; each may hold a few tens of KiB while it is read.
 pub const CONNECTIONS_MAX: usize = 4096;
+/// Addresses that are remembered for their failed tokens: a few megabytes. With fewer, an attacker with many
+/// addresses makes earlier ones forgotten sooner.
+const ADDRESSES_MAX: usize = 65_536;
+/// Bits of an IPv6 address that count: commonly one site or one customer has all addresses behind them.
+const IPV6_PREFIX_BITS: u32 = 64;
 /// Requests between two clean-ups of the rates of services that have gone quiet.
 const PRUNE_EVERY: u32 = 16_384;
 
@@ -172,18 +180,100 @@ impl RequestRates {
         if self.checks.fetch_add(1, Ordering::Relaxed) % PRUNE_EVERY == PRUNE_EVERY - 1 {
             limiter.retain_recent();
         }
-        limiter.check_key(&service).map_err(|refused| {
-            let wait = refused.wait_time_from(limiter.clock().now());
-            ApiError::too_many_requests(wait.as_secs() + 1)
-        })
+        check_rate(limiter, &service)
     }
+}
+
+/// How many requests without a good token each address may make.
+pub struct FailedTokens {
+    limit: Option<AddressLimit>,
+}
+
+struct AddressLimit {
+    quota: Quota,
+    limiter: RwLock<DefaultKeyedRateLimiter<IpAddr>>,
+}
+
+impl fmt::Debug for FailedTokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FailedTokens")
+    }
+}
+
+impl FailedTokens {
+    /// This many in a minute from each address; 0 is off.
+    #[must_use]
+    pub fn new(failed_tokens_per_minute: u32) -> Self {
+        let limit = |rate| {
+            let quota = Quota::per_minute(rate);
+            AddressLimit { quota, limiter: RwLock::new(RateLimiter::dashmap(quota)) }
+        };
+        Self { limit: NonZeroU32::new(failed_tokens_per_minute).map(limit) }
+    }
+
+    /// Counts one request without a good token.
+    ///
+    /// # Errors
+    ///
+    /// 429: the address is over its rate.
+    pub fn check(&self, address: IpAddr) -> Result<(), ApiError> {
+        let Some(limit) = &self.limit else {
+            return Ok(());
+        };
+        limit.make_room();
+        let limiter = limit.limiter.read().unwrap_or_else(PoisonError::into_inner);
+        check_rate(&limiter, &network_of(address))
+    }
+}
+
+impl AddressLimit {
+    /// Forgets addresses that have gone quiet. When that frees too little, forgets all, so that the next search is
+    /// far off: whoever has so many addresses is held up by no limit for each.
+    fn make_room(&self) {
+        if self.limiter.read().unwrap_or_else(PoisonError::into_inner).len() < ADDRESSES_MAX {
+            return;
+        }
+        let mut limiter = self.limiter.write().unwrap_or_else(PoisonError::into_inner);
+        if limiter.len() < ADDRESSES_MAX {
+            return;
+        }
+        limiter.retain_recent();
+        if limiter.len() > ADDRESSES_MAX / 2 {
+            *limiter = RateLimiter::dashmap(self.quota);
+        }
+    }
+}
+
+/// An IPv4 address as it is; the network of an IPv6 address.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => {
+            let kept = u128::MAX << (u128::BITS - IPV6_PREFIX_BITS);
+            Ipv6Addr::from_bits(v6.to_bits() & kept).into()
+        }
+    }
+}
+
+fn check_rate<K: Clone + Eq + Hash>(
+    limiter: &DefaultKeyedRateLimiter<K>,
+    key: &K,
+) -> Result<(), ApiError> {
+    limiter.check_key(key).map_err(|refused| {
+        let wait = refused.wait_time_from(limiter.clock().now());
+        ApiError::too_many_requests(wait.as_secs() + 1)
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{BODY_BYTES_MAX, HEADER_BYTES_MAX, RequestRates, URI_BYTES_MAX, check_head};
+    use super::{
+        ADDRESSES_MAX, BODY_BYTES_MAX, FailedTokens, HEADER_BYTES_MAX, RequestRates, URI_BYTES_MAX,
+        check_head,
+    };
     use crate::domain::id::ServiceId;
     use ::http::Request;
+    use std::net::{IpAddr, Ipv4Addr};
 
     fn check(
         build: impl FnOnce(::http::request::Builder) -> ::http::request::Builder,
@@ -226,5 +316,42 @@ mod tests {
         assert_eq!(rates.check(one).unwrap_err().status.as_u16(), 429);
         assert!(rates.check(other).is_ok());
         assert!((0..1000).all(|_| RequestRates::new(0).check(one).is_ok()));
+    }
+
+    #[test]
+    fn failed_tokens_count_for_an_ipv4_address_or_a_64_of_ipv6() {
+        let failed = FailedTokens::new(1);
+        let status = |address: &str| {
+            let checked = failed.check(address.parse().unwrap());
+            checked.map_or_else(|error| error.status.as_u16(), |()| 200)
+        };
+
+        assert_eq!(status("192.0.2.1"), 200);
+        assert_eq!(status("192.0.2.1"), 429);
+        assert_eq!(status("192.0.2.2"), 200);
+        assert_eq!(status("2001:db8::1"), 200);
+        assert_eq!(status("2001:db8::ffff:0:0:1"), 429);
+        assert_eq!(status("2001:db8:0:1::1"), 200);
+        let off = FailedTokens::new(0);
+        assert!((0..1000).all(|_| off.check(Ipv4Addr::LOCALHOST.into()).is_ok()));
+    }
+
+    #[test]
+    fn addresses_that_are_remembered_are_limited() {
+        let failed = FailedTokens::new(1);
+        let remembered =
+            || failed.limit.as_ref().map(|limit| limit.limiter.read().unwrap().len()).unwrap();
+        let address = |number: usize| -> IpAddr {
+            Ipv4Addr::from_bits(u32::try_from(number).unwrap()).into()
+        };
+
+        for number in 0..ADDRESSES_MAX {
+            assert!(failed.check(address(number)).is_ok());
+        }
+        assert_eq!(remembered(), ADDRESSES_MAX);
+        assert!(failed.check(address(ADDRESSES_MAX)).is_ok());
+
+        assert!(remembered() <= ADDRESSES_MAX / 2, "{}", remembered());
+        assert!(failed.check(address(ADDRESSES_MAX)).is_err());
     }
 }

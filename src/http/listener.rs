@@ -1,11 +1,12 @@
 //! The accept loop: connections in, requests to the router, and an orderly end.
 //!
 //! `app.rs` binds the socket and hands it in. The number of connections is limited; at the limit the loop waits, and
-//! the system's own queue of connections fills.
+//! the system's own queue of connections fills. A TLS handshake belongs to its connection and never holds up the loop.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +19,17 @@ use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use super::connection::{Connection, ConnectionProgress};
+use super::connection::{Arrival, Connection, ConnectionProgress};
 use super::limits::{CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADERS_MAX, URI_BYTES_MAX};
+use super::tls::Tls;
+use super::write_stall::WriteStall;
 
 /// Wait after the system refused to give a connection, for example without a free descriptor: long enough not to
 /// spin, short enough not to be noticed.
@@ -33,11 +37,12 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// Bytes hyper may hold of what it has not parsed: a longest line, the longest headers, and room for separators.
 const BUFFER_BYTES_MAX: usize = URI_BYTES_MAX + HEADER_BYTES_MAX + 8 * 1024;
 
-/// Accepts connections until `stop`, then lets each finish the request it is in.
+/// Accepts connections until `stop`, then lets each finish the request it is in. With `tls` it speaks nothing else.
 ///
 /// Returns when it accepts no more. The connections run on `tasks`; whoever awaits that awaits their end.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     router: Router,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -52,8 +57,11 @@ pub async fn serve(
             return;
         };
         match accepted {
-            Ok((socket, _peer)) => {
-                let connection = serve_connection(socket, router.clone(), stop.clone());
+            Ok((socket, peer)) => {
+                // A socket that listens on IPv6 gives IPv4 addresses in their IPv6 form.
+                let peer = peer.ip().to_canonical();
+                let connection =
+                    serve_connection(socket, peer, tls.clone(), router.clone(), stop.clone());
                 tasks.spawn(async move {
                     connection.await;
                     drop(place);
@@ -78,13 +86,46 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn serve_connection(socket: TcpStream, router: Router, stop: CancellationToken) {
+async fn serve_connection(
+    socket: TcpStream,
+    peer: IpAddr,
+    tls: Option<Arc<Tls>>,
+    router: Router,
+    stop: CancellationToken,
+) {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(error = %error, "connection option not set");
     }
+    let socket = WriteStall::new(socket);
+    match tls {
+        None => serve_http(socket, peer, router, stop).await,
+        // In a box, so that a connection without TLS has no room for it.
+        Some(tls) => Box::pin(serve_https(&tls, socket, peer, router, stop)).await,
+    }
+}
+
+async fn serve_https(
+    tls: &Tls,
+    socket: WriteStall<TcpStream>,
+    peer: IpAddr,
+    router: Router,
+    stop: CancellationToken,
+) {
+    match stop.run_until_cancelled(tls.accept(socket)).await {
+        Some(Ok(socket)) => serve_http(socket, peer, router, stop).await,
+        Some(Err(error)) => tracing::debug!(error = %error, "handshake failed"),
+        None => {}
+    }
+}
+
+async fn serve_http<S>(socket: S, peer: IpAddr, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let socket = Connection::new(socket);
     let progress = socket.progress();
-    let service = service_fn(move |request| answer(router.clone(), progress.clone(), request));
+    let service =
+        service_fn(move |request| answer(router.clone(), peer, progress.clone(), request));
     let mut http = http1::Builder::new();
     http.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX).header_read_timeout(None);
     let mut connection = pin!(http.serve_connection(socket, service));
@@ -103,11 +144,12 @@ async fn serve_connection(socket: TcpStream, router: Router, stop: CancellationT
 /// Hands one request to the router.
 fn answer(
     mut router: Router,
+    peer: IpAddr,
     progress: ConnectionProgress,
     mut request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response, Infallible>> {
     let note = progress.begin_request(request.headers().contains_key(TRANSFER_ENCODING));
-    request.extensions_mut().insert(note);
+    request.extensions_mut().insert(Arrival { peer, note });
     let answer = router.call(request.map(Body::new));
     async move {
         let response = answer.await;

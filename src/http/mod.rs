@@ -6,6 +6,7 @@
 
 pub mod auth;
 pub mod caller;
+pub mod caller_address;
 pub mod connection;
 pub mod cors;
 pub mod envelope;
@@ -14,23 +15,32 @@ pub mod json;
 pub mod limits;
 pub mod listener;
 pub mod request_log;
+pub mod tls;
+pub mod write_stall;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+
+use ipnet::IpNet;
 
 use crate::domain::clock::Clock;
 use crate::domain::tenancy::Token;
 use crate::store::Read;
 
 use self::auth::Auth;
+use self::caller_address::CallerAddresses;
 use self::cors::Cors;
-use self::limits::RequestRates;
+use self::limits::{FailedTokens, RequestRates};
 
 /// What an operator can set about HTTP, besides the address.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Requests of one service in a minute, over all its apps; 0 is off. Key `requests_per_minute`.
     pub requests_per_minute: u32,
+    /// Requests without a good token from one address in a minute; 0 is off. Key `failed_tokens_per_minute`.
+    pub failed_tokens_per_minute: u32,
+    /// Proxies whose `X-Forwarded-For` is believed. Key `trusted_proxies`.
+    pub trusted_proxies: Vec<IpNet>,
     /// Origins whose pages may call the API; `*` allows all. Key `cors_origins`.
     pub cors_origins: Vec<String>,
     /// Overrides the stored admin token. Key `admin_token`.
@@ -42,8 +52,12 @@ pub struct Settings {
 pub struct Http {
     /// Who calls.
     pub auth: Auth,
+    /// Where requests come from.
+    pub addresses: CallerAddresses,
     /// Request rates of services.
     pub rates: RequestRates,
+    /// Rates of requests without a good token.
+    pub failed_tokens: FailedTokens,
     /// Answers to pages of other origins.
     pub cors: Cors,
 }
@@ -62,7 +76,9 @@ impl Http {
     ) -> Self {
         Self {
             auth: Auth::new(read, clock, tenancy_epoch, settings.admin_token.as_ref()),
+            addresses: CallerAddresses::new(settings.trusted_proxies.clone()),
             rates: RequestRates::new(settings.requests_per_minute),
+            failed_tokens: FailedTokens::new(settings.failed_tokens_per_minute),
             cors: Cors::new(&settings.cors_origins),
         }
     }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::Http;
 use super::caller::Caller;
-use super::connection::HeadNote;
+use super::connection::{Arrival, HeadNote};
 use super::cors::CorsRequest;
 use super::envelope::{self, ApiError};
 use super::limits;
@@ -47,7 +47,7 @@ pub async fn around(State(http): State<Arc<Http>>, request: Request, next: Next)
     let method = head.method.clone();
     let route = head.extensions.get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
-    let note = head.extensions.get::<HeadNote>().copied().unwrap_or_default();
+    let note = head.extensions.get::<Arrival>().map(|arrival| arrival.note).unwrap_or_default();
     let cors = http.cors.judge(&head);
     let mut response = match judge_head(&head, route, note) {
         Err(error) => error.into_response(),

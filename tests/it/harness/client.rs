@@ -9,6 +9,7 @@ use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -24,6 +25,7 @@ pub(crate) struct Api {
     prefix: String,
     token: Option<String>,
     headers: HeaderMap,
+    tls: Option<Arc<ClientConfig>>,
 }
 
 type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -39,7 +41,7 @@ pub(crate) struct Answer {
 impl Api {
     /// Paths are appended to `base`.
     pub(crate) fn new(base: &str, token: Option<&str>) -> Self {
-        let rest = base.strip_prefix("http://").unwrap();
+        let (_, rest) = base.split_once("://").unwrap();
         let (authority, prefix) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         Self {
             connections: Arc::default(),
@@ -47,7 +49,13 @@ impl Api {
             prefix: prefix.to_owned(),
             token: token.map(str::to_owned),
             headers: HeaderMap::new(),
+            tls: None,
         }
+    }
+
+    /// The same caller over TLS, if there is a configuration for it.
+    pub(crate) fn over(self, tls: Option<Arc<ClientConfig>>) -> Self {
+        Self { tls, ..self }
     }
 
     /// The same caller with another token.
@@ -137,9 +145,16 @@ impl Api {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Fault> {
+        // The end of the connection is seen by the sender.
+        if let Some(config) = &self.tls {
+            let address = self.authority.parse()?;
+            let stream = super::certificates::connect(address, Arc::clone(config)).await?;
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            return Ok(sender);
+        }
         let stream = TcpStream::connect(&self.authority).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Its end is seen by the sender.
         tokio::spawn(connection);
         Ok(sender)
     }

@@ -1,5 +1,6 @@
 //! What the system tests share: a server, a receiver, a client, and waiting without sleeping.
 
+pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod receiver;
 pub(crate) mod server;

@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 
+use super::certificates::Authority;
 use super::client::Api;
 
 /// The admin token that servers started with `serve` are given.
@@ -44,6 +46,8 @@ impl Drop for TestDir {
 pub(crate) struct Builder {
     command: &'static str,
     flags: Vec<String>,
+    variables: Vec<(&'static str, PathBuf)>,
+    tls: Option<Arc<ClientConfig>>,
     dir: Arc<TestDir>,
     other_dir: Option<PathBuf>,
     tolerates_errors: bool,
@@ -60,6 +64,25 @@ impl Builder {
     pub(crate) fn flag(mut self, name: &str, value: &str) -> Self {
         self.flags.push(format!("{name}={value}"));
         self
+    }
+
+    /// One more variable in its environment.
+    pub(crate) fn variable(mut self, name: &'static str, path: PathBuf) -> Self {
+        self.variables.push((name, path));
+        self
+    }
+
+    /// TLS with a first certificate of a new authority, which the server itself trusts too.
+    pub(crate) fn tls(mut self) -> (Self, Authority) {
+        let authority = Authority::new(&self.dir.0);
+        authority.install(&authority.issue());
+        self.tls = Some(Arc::new(authority.client()));
+        let (cert, key) = (authority.cert_path(), authority.key_path());
+        let with_tls = self
+            .variable("SSL_CERT_FILE", authority.root_path())
+            .flag("--tls-cert", cert.to_str().unwrap())
+            .flag("--tls-key", key.to_str().unwrap());
+        (with_tls, authority)
     }
 
     /// Another data directory than one of its own.
@@ -98,8 +121,11 @@ impl Builder {
     }
 
     fn spawn(&self) -> Process {
-        let own = self.dir.0.join("data");
-        Process::spawn(self.command, self.other_dir.as_ref().unwrap_or(&own), &self.flags)
+        Process::spawn(self)
+    }
+
+    fn data_dir_path(&self) -> PathBuf {
+        self.other_dir.clone().unwrap_or_else(|| self.dir.0.join("data"))
     }
 
     /// Starts a server and kills it after so long, wherever it is by then.
@@ -138,6 +164,8 @@ impl TestServer {
         Builder {
             command: "dev",
             flags: Vec::new(),
+            variables: Vec::new(),
+            tls: None,
             dir: Arc::new(TestDir::new()),
             other_dir: None,
             tolerates_errors: false,
@@ -151,17 +179,21 @@ impl TestServer {
 
     /// Another app.
     pub(crate) fn app_with(&self, app_id: &str, token: &str) -> Api {
-        Api::new(&format!("{}/v1/api/apps/{app_id}", self.base_url), Some(token))
+        self.api(&format!("/v1/api/apps/{app_id}"), Some(token))
     }
 
     /// The administration.
     pub(crate) fn admin(&self) -> Api {
-        Api::new(&format!("{}/v1/admin", self.base_url), Some(&self.admin_token))
+        self.api("/v1/admin", Some(&self.admin_token))
     }
 
     /// Every path, with this token.
     pub(crate) fn anyone(&self, token: Option<&str>) -> Api {
-        Api::new(&self.base_url, token)
+        self.api("", token)
+    }
+
+    fn api(&self, path: &str, token: Option<&str>) -> Api {
+        Api::new(&format!("{}{path}", self.base_url), token).over(self.builder.tls.clone())
     }
 
     /// Makes another app in the service of the server; gives its id and token.
@@ -174,7 +206,13 @@ impl TestServer {
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.base_url.strip_prefix("http://").unwrap().parse().unwrap()
+        let (_, address) = self.base_url.split_once("://").unwrap();
+        address.parse().unwrap()
+    }
+
+    /// Where its files are.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.builder.data_dir_path()
     }
 
     /// How it was started, to start something else on the same directory.
@@ -192,9 +230,14 @@ impl TestServer {
         self.process.kill();
     }
 
+    /// SIGHUP: read again what can be read again.
+    pub(crate) fn hang_up(&self) {
+        self.process.signal(rustix::process::Signal::HUP);
+    }
+
     /// SIGTERM; gives the exit status, `None` when it does not come within the time.
     pub(crate) async fn terminate(&mut self, within: Duration) -> Option<ExitStatus> {
-        self.process.terminate();
+        self.process.signal(rustix::process::Signal::TERM);
         let deadline = Instant::now() + within;
         loop {
             if let Some(status) = self.process.ended() {
@@ -267,7 +310,8 @@ struct Process {
 }
 
 impl Process {
-    fn spawn(command: &str, data_dir: &Path, flags: &[String]) -> Self {
+    fn spawn(builder: &Builder) -> Self {
+        let Builder { command, flags, .. } = builder;
         let mut program = Command::new(env!("CARGO_BIN_EXE_rollcall"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("ROLLCALL_") {
@@ -275,13 +319,18 @@ impl Process {
             }
         }
         program.arg(command);
-        if command == "dev" {
+        if *command == "dev" {
             program.arg("--json");
         } else {
             program.env("ROLLCALL_ADMIN_TOKEN", ADMIN_TOKEN);
         }
-        program.arg("--listen=127.0.0.1:0").arg("--log-format=json");
-        program.arg(format!("--data-dir={}", data_dir.display())).args(flags);
+        if !flags.iter().any(|flag| flag.starts_with("--listen=")) {
+            program.arg("--listen=127.0.0.1:0");
+        }
+        program.envs(builder.variables.iter().map(|(name, value)| (name, value)));
+        let data_dir = builder.data_dir_path();
+        program.arg("--log-format=json").arg(format!("--data-dir={}", data_dir.display()));
+        program.args(flags);
         program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = program.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -336,10 +385,10 @@ impl Process {
         None
     }
 
-    fn terminate(&self) {
+    fn signal(&self, signal: rustix::process::Signal) {
         let id = i32::try_from(self.child.id()).unwrap();
         let id = rustix::process::Pid::from_raw(id).unwrap();
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(id, signal).unwrap();
     }
 
     fn kill(&mut self) {

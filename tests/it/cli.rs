@@ -1,0 +1,79 @@
+//! Commands against a server that runs: whose credentials they find, and what they print.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::server::TestServer;
+
+/// Runs a command in a directory with nothing in it; gives exit code, standard output and standard error.
+fn run(arguments: &[&str], data_dir: Option<&Path>, elsewhere: &Path) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rollcall"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("ROLLCALL_") {
+            command.env_remove(name);
+        }
+    }
+    if let Some(path) = data_dir {
+        command.env("ROLLCALL_DATA_DIR", path);
+    }
+    let output = command.args(arguments).current_dir(elsewhere).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn app_list_takes_server_token_and_service_from_dev_json() {
+    let server = TestServer::start().await;
+    let (other, _) = server.create_app(&["events"]).await;
+    let data_dir = server.data_dir();
+    let named = ["app", "list", "--json", "--data-dir", data_dir.to_str().unwrap()];
+
+    let (code, out, err) = run(&named, None, &data_dir);
+
+    assert_eq!(code, 0, "{err}");
+    let listed: Value = serde_json::from_str(&out).unwrap();
+    let ids: Vec<&str> = listed["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|app| app["appID"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids, [server.app_id.as_str(), &other]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_directory_is_taken_from_the_flag_then_from_the_environment() {
+    let server = TestServer::start().await;
+    let data_dir = server.data_dir();
+    let nowhere = data_dir.join("nowhere");
+
+    let (code, out, err) = run(&["app", "list"], Some(&data_dir), &data_dir);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains(&server.app_id), "{out}");
+    let flag = ["app", "list", "--data-dir", data_dir.to_str().unwrap()];
+    assert_eq!(run(&flag, Some(&nowhere), &data_dir).0, 0);
+
+    // Exit code 2: no credentials were found.
+    assert_eq!(run(&["app", "list"], Some(&nowhere), &data_dir).0, 2);
+    assert_eq!(run(&["app", "list"], None, &data_dir).0, 2);
+    let flag = ["app", "list", "--data-dir", nowhere.to_str().unwrap()];
+    assert_eq!(run(&flag, Some(&data_dir), &data_dir).0, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn service_of_dev_json_does_not_go_with_a_token_that_was_given() {
+    let server = TestServer::start().await;
+    let data_dir = server.data_dir();
+    let given = ["app", "list", "--url", &server.base_url, "--token", &server.admin_token];
+
+    let (code, _, err) = run(&given, Some(&data_dir), &data_dir);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("no service: give --service or set ROLLCALL_SERVICE"), "{err}");
+
+    let with_service = [&given[..], &["--service", &server.service_id]].concat();
+    let (code, out, err) = run(&with_service, None, &data_dir);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains(&server.app_id), "{out}");
+}
