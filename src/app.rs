@@ -27,6 +27,7 @@ use crate::http::Http;
 use crate::http::tls::Tls;
 use crate::store::Store;
 use crate::store::sqlite::Embedded;
+use crate::store::sqlite::retention::Retention;
 use crate::subscriptions::verification_limits::VerificationLimits;
 use crate::subscriptions::{self, Subscriptions};
 use crate::{api, http};
@@ -75,7 +76,9 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         .with_context(|| format!("cannot listen on {}", settings.listen))?;
     let address = listener.local_addr()?;
     let data_dir = std::path::absolute(&settings.data_dir)?;
-    let embedded = open_store(data_dir.clone(), Arc::clone(&clock)).await?;
+    let retention =
+        Retention { events: settings.event_retention, attempts: settings.attempt_retention };
+    let embedded = open_store(data_dir.clone(), Arc::clone(&clock), retention).await?;
     let store = embedded.store.clone();
     let new_admin_token = first_admin_token(&settings, &store).await?;
     let epoch = count_tenancy_changes(&store);
@@ -136,8 +139,12 @@ async fn build(
     Ok((api::router(Arc::new(state)), engine))
 }
 
-async fn open_store(data_dir: PathBuf, clock: Arc<dyn Clock>) -> anyhow::Result<Embedded> {
-    Ok(tokio::task::spawn_blocking(move || Embedded::open(&data_dir, clock)).await??)
+async fn open_store(
+    data_dir: PathBuf,
+    clock: Arc<dyn Clock>,
+    retention: Retention,
+) -> anyhow::Result<Embedded> {
+    Ok(tokio::task::spawn_blocking(move || Embedded::open(&data_dir, clock, retention)).await??)
 }
 
 /// Makes the admin token at the very first start, unless the operator gave one.
@@ -275,7 +282,8 @@ pub async fn reset_admin_token(data_dir: &Path) -> anyhow::Result<Token> {
     if !Embedded::exists(data_dir) {
         bail!("there is no Rollcall data in {}", data_dir.display());
     }
-    let embedded = open_store(data_dir.to_owned(), Arc::new(SystemClock::new())).await?;
+    let embedded =
+        open_store(data_dir.to_owned(), Arc::new(SystemClock::new()), Retention::FOREVER).await?;
     let token = random_token(Token::ADMIN_PREFIX)?;
     let stored = embedded.store.write.set_admin_token(token.hash()).await;
     tokio::task::spawn_blocking(move || embedded.close()).await?;

@@ -42,7 +42,8 @@ impl Server {
         let directory =
             std::env::temp_dir().join(format!("rollcall-api-{}-{name}", std::process::id()));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let store = Embedded::open(&directory, Arc::clone(&clock), Retention::default()).unwrap().store;
+        let store =
+            Embedded::open(&directory, Arc::clone(&clock), Retention::default()).unwrap().store;
         let resolver = SystemResolver::new();
         let guard = Arc::new(TargetGuard::new(target_guard::Settings::default(), resolver));
         let sender = Sender::new(&sender::Settings::default(), guard, Arc::clone(&clock));

@@ -91,6 +91,10 @@ pub struct Settings {
     pub retry_schedule: Vec<Duration>,
     /// Attempts of one subscription under way at once; 1 to 256.
     pub max_in_flight: u32,
+    /// Age at which events are removed; 1 hour to 10 years.
+    pub event_retention: Duration,
+    /// Age at which failed attempts are removed; 1 hour to 10 years.
+    pub attempt_retention: Duration,
     /// Web origins that may call the API.
     pub cors_origins: CorsOrigins,
     /// What is logged, in the filter syntax of `tracing-subscriber`.
@@ -125,6 +129,8 @@ impl fmt::Debug for Settings {
             request_timeout,
             retry_schedule,
             max_in_flight,
+            event_retention,
+            attempt_retention,
             cors_origins,
             log,
             log_format,
@@ -152,6 +158,8 @@ impl fmt::Debug for Settings {
             .field("request_timeout", request_timeout)
             .field("retry_schedule", retry_schedule)
             .field("max_in_flight", max_in_flight)
+            .field("event_retention", event_retention)
+            .field("attempt_retention", attempt_retention)
             .field("cors_origins", cors_origins)
             .field("log", log)
             .field("log_format", log_format)
@@ -239,6 +247,8 @@ impl Reader {
             request_timeout: self.read("request_timeout", |text| parse::timeout(text, 300)),
             retry_schedule: self.read("retry_schedule", parse::retry_schedule),
             max_in_flight: self.read("max_in_flight", |text| parse::number(text, &(1..=256))),
+            event_retention: self.read("event_retention", parse::retention),
+            attempt_retention: self.read("attempt_retention", parse::retention),
             cors_origins: self.read("cors_origins", parse::cors_origins),
             log: self.read("log", parse::log_filter),
             log_format: self.read("log_format", parse::log_format),

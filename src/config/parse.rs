@@ -155,6 +155,11 @@ pub(super) fn timeout(text: &str, most: u64) -> Parsed<Duration> {
     parse_within(text.trim(), Duration::from_millis(10), Duration::from_secs(most))
 }
 
+/// How long something is kept: an hour to ten years.
+pub(super) fn retention(text: &str) -> Parsed<Duration> {
+    parse_within(text.trim(), Duration::from_hours(1), Duration::from_hours(10 * 365 * 24))
+}
+
 /// The waits between attempts.
 pub(super) fn retry_schedule(text: &str) -> Parsed<Vec<Duration>> {
     let steps = list(text, |part| parse_within(part, RETRY_WAIT_MIN, RETRY_WAIT_MAX).ok())?;

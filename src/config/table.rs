@@ -124,10 +124,11 @@ const fn development(value: &'static str, setting: Setting) -> Setting {
 
 const NETWORKS_RULE: &str = "networks in CIDR form or single addresses, with commas between them";
 const HOSTS_RULE: &str = "host names without a leading dot, internationalised names in their xn-- form, with commas between them";
+const RETENTION_RULE: &str = "a duration from 1h to 3650d";
 const LIMIT_RULE: &str = "a whole number from 0 to 1000000";
 
 /// Every setting, in the order in which they are explained.
-pub static SETTINGS: [Setting; 27] = [
+pub static SETTINGS: [Setting; 29] = [
     row(
         "listen",
         Kind::Text,
@@ -359,6 +360,23 @@ pub static SETTINGS: [Setting; 27] = [
          loads them more.",
         "a whole number from 1 to 256",
         "32",
+    ),
+    row(
+        "event_retention",
+        Kind::Duration,
+        "30d",
+        "How long events are kept, for the feed, for replays and for receivers that are off. What a subscription has not \
+         got by then shows as its `gap`. The newest event of a service always stays.",
+        RETENTION_RULE,
+        "30d",
+    ),
+    row(
+        "attempt_retention",
+        Kind::Duration,
+        "7d",
+        "How long the failed attempts of a delivery can be looked at.",
+        RETENTION_RULE,
+        "7d",
     ),
     row(
         "cors_origins",

@@ -27,7 +27,9 @@ use crate::domain::page::Page;
 use crate::domain::subscription::{SigningSecret, Subscription};
 use crate::domain::tenancy::{App, Scopes, Service, Token, TokenHash};
 use crate::store::command::{ContactAnswer, ContactChange, IfMatch, NewApp, SubscriptionWish};
-use crate::store::rows::{ContactList, ContactQuery, LaneRow, SubscriptionStatus};
+use crate::store::rows::{
+    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, SubscriptionStatus,
+};
 use crate::store::sqlite::Embedded;
 use crate::store::sqlite::retention::Retention;
 use crate::store::{Answer, Commit, Error, Read, Store};
@@ -106,6 +108,20 @@ impl Read for SlowRead {
                 .await;
             self.inner.list_events(s, a, l).await
         })
+    }
+    fn list_deliveries(
+        &self,
+        s: ServiceId,
+        a: AppId,
+        q: DeliveryQuery,
+    ) -> Answer<'_, Vec<DeliveryRow>> {
+        self.inner.list_deliveries(s, a, q)
+    }
+    fn find_delivery(&self, s: ServiceId, a: AppId, n: u64) -> Answer<'_, Option<DeliveryRow>> {
+        self.inner.find_delivery(s, a, n)
+    }
+    fn list_later_events(&self, s: ServiceId, n: u64) -> Answer<'_, LaterEvents> {
+        self.inner.list_later_events(s, n)
     }
     fn check(&self) -> Answer<'_, ()> {
         self.inner.check()

@@ -20,6 +20,9 @@ use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::subscription::{Enabled, SigningSecret, Subscription};
 use crate::domain::tenancy::{Scopes, Token};
 
+#[path = "conformance_deliveries.rs"]
+mod deliveries;
+
 const NOW: Timestamp = Timestamp::from_millis(1_763_900_000_000);
 
 /// Runs every case, each on a store that `open` makes.
@@ -43,6 +46,7 @@ where
     records_belong_to_a_generation(open().await).await;
     a_record_can_disable(open().await).await;
     concurrent_commands_share_groups(open().await).await;
+    deliveries::run(async || open().await).await;
 }
 
 async fn service(store: &Store) -> ServiceId {
@@ -368,6 +372,7 @@ fn empty_record(subscription: &Subscription) -> Record {
         hold: Vec::new(),
         release: Vec::new(),
         exhaust: Vec::new(),
+        failed: Vec::new(),
         disable: None,
     }
 }

@@ -272,8 +272,7 @@ fn later_of(
 fn standing(change: &mut Change<'_>, service: ServiceId, app: AppId) -> Result<Standing, Stop> {
     // The row of this group, which no reader can see yet.
     let head = change.services.get_mut(change.connection, service)?.head;
-    let mut standing =
-        Standing::find(change.connection, service, app)?.ok_or(Error::NotFound)?;
+    let mut standing = Standing::find(change.connection, service, app)?.ok_or(Error::NotFound)?;
     if standing.enabled != Enabled::Yes {
         let rule = "must be true: enable the subscription first";
         return Err(Error::Refused(FieldError::new("enabled", rule)).into());

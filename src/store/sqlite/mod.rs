@@ -83,7 +83,8 @@ impl Embedded {
         let ticket = subscriptions::last_ticket(&connection).map_err(|e| unavailable(&e))?;
         let pool = Arc::new(Pool::new(path.clone()));
         let queue = Arc::new(Queue::default());
-        let writer = Writer::new(path, connection, Arc::clone(&queue), Arc::clone(&pool), clock, retention);
+        let writer =
+            Writer::new(path, connection, Arc::clone(&queue), Arc::clone(&pool), clock, retention);
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())

@@ -20,6 +20,9 @@ pub const EVENT_RETENTION_DEFAULT: Duration = Duration::from_hours(30 * 24);
 /// How long failed attempts are kept; `attempt_retention`.
 pub const ATTEMPT_RETENTION_DEFAULT: Duration = Duration::from_hours(7 * 24);
 
+/// Longer than anything was kept: a century.
+const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
+
 /// Services whose oldest event is looked at in one slice.
 const SLICE_SERVICES: i64 = 100;
 
@@ -30,6 +33,11 @@ pub struct Retention {
     pub events: Duration,
     /// Age at which failed attempts are removed.
     pub attempts: Duration,
+}
+
+impl Retention {
+    /// Removes nothing: for work on the store without the operator's settings.
+    pub const FOREVER: Self = Self { events: LONGEST, attempts: LONGEST };
 }
 
 impl Default for Retention {
@@ -120,8 +128,7 @@ fn last_to_remove(
         "SELECT sequence, at FROM events WHERE service = ?1 AND sequence > ?2 AND sequence < ?3 \
          ORDER BY sequence LIMIT ?4",
     )?;
-    let mut rows =
-        oldest.query(params![service.as_bytes(), int(floor), int(head), limit])?;
+    let mut rows = oldest.query(params![service.as_bytes(), int(floor), int(head), limit])?;
     while let Some(row) = rows.next()? {
         // Times never go back within a log: the first that is young enough ends it.
         if time(row, 1)? >= before {
@@ -175,7 +182,8 @@ fn move_progress(
         let mut standing = (cursor, bitmap);
         if cursor < floor {
             let done = done_of(cursor, &standing.1);
-            let mut owed = (cursor + 1..=floor).filter(|number| done.binary_search(number).is_err());
+            let mut owed =
+                (cursor + 1..=floor).filter(|number| done.binary_search(number).is_err());
             if let Some(first) = owed.next() {
                 missing = Some(joined(missing, first, owed.next_back().unwrap_or(first)));
             }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use super::retention::Retention;
-use super::{DATABASE_FILE, Embedded, migrate};
-use crate::domain::clock::SystemClock;
+use super::{DATABASE_FILE, Embedded, migrate, retention};
+use crate::domain::clock::{SystemClock, Timestamp};
 use crate::domain::contact::ContactPatch;
 use crate::store::command::ContactChange;
 use crate::store::{Error, conformance};
@@ -154,5 +154,102 @@ fn migrating_twice_changes_nothing() {
     migrate::migrate(&mut connection).unwrap();
 
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-    assert_eq!(version, 1);
+    assert_eq!(version, 2);
+}
+
+/// A service of ten events, of which an app that subscribed at the start has got some, and its file.
+fn log_of_ten(scratch: &Scratch) -> Connection {
+    let mut connection = {
+        std::fs::create_dir_all(&scratch.0).unwrap();
+        super::open_writer(&scratch.0.join(DATABASE_FILE)).unwrap()
+    };
+    migrate::migrate(&mut connection).unwrap();
+    connection
+        .execute_batch(
+            "INSERT INTO services (service, name, created_at, head) VALUES (zeroblob(16), 'other', 0, 0);
+             INSERT INTO services (service, name, created_at, head)
+                 VALUES (x'01010101010101010101010101010101', 'ten', 0, 10);
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10)
+             INSERT INTO events SELECT x'01010101010101010101010101010101', i, zeroblob(16), zeroblob(16), 2, i,
+                 'Ana Ng', i * 1000 FROM n;
+             INSERT INTO subscriptions (service, app, url, enabled, ticket, updated_at)
+                 VALUES (x'01010101010101010101010101010101', zeroblob(16), 'https://a.example/', 1, 1, 0);
+             INSERT INTO progress (service, app, generation, cursor, bitmap)
+                 VALUES (x'01010101010101010101010101010101', zeroblob(16), 1, 2, x'16');
+             INSERT INTO held VALUES
+                 (x'01010101010101010101010101010101', zeroblob(16), 2, zeroblob(16), 1, 1, 0);",
+        )
+        .unwrap();
+    connection
+}
+
+fn progress_of(connection: &Connection) -> (i64, i64, Vec<u8>, Option<i64>, Option<i64>) {
+    connection
+        .query_row("SELECT generation, cursor, bitmap, gap_from, gap_to FROM progress", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+        })
+        .unwrap()
+}
+
+/// Prunes slice after slice until a whole walk finds nothing; gives how much each slice removed.
+fn prune(connection: &Connection, before: i64, limit: i64) -> Vec<usize> {
+    let (mut position, mut removed) = (None, Vec::new());
+    for _ in 0..100 {
+        let before = Timestamp::from_millis(before);
+        let slice = retention::remove_events(connection, position, before, limit).unwrap();
+        position = slice.position;
+        if slice.events == 0 && position.is_none() {
+            return removed;
+        }
+        removed.push(slice.events);
+    }
+    panic!("it never ends: {removed:?}");
+}
+
+#[test]
+fn pruning_moves_the_cursor_and_stores_what_was_never_delivered() {
+    let scratch = Scratch::new();
+    let connection = log_of_ten(&scratch);
+
+    // Event 2 is held; 4, 5 and 7 are delivered above the cursor, so 3 and 6 are owed.
+    assert_eq!(prune(&connection, 2_000, 100), [1]);
+    assert_eq!(progress_of(&connection), (1, 2, vec![0x16], None, None));
+
+    assert_eq!(prune(&connection, 4_500, 2), [2, 1]);
+    assert_eq!(progress_of(&connection), (2, 5, vec![0b10], Some(2), Some(3)));
+    let held: i64 = connection.query_row("SELECT count(*) FROM held", [], |r| r.get(0)).unwrap();
+    assert_eq!(held, 0);
+}
+
+#[test]
+fn the_newest_event_and_the_numbers_outlive_every_retention() {
+    let scratch = Scratch::new();
+    let connection = log_of_ten(&scratch);
+
+    assert_eq!(prune(&connection, i64::MAX, 4), [4, 4, 1]);
+
+    let left: Vec<i64> = connection
+        .prepare("SELECT sequence FROM events")
+        .unwrap()
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    assert_eq!(left, [10]);
+    let (_, cursor, bitmap, from, to) = progress_of(&connection);
+    assert_eq!((cursor, bitmap.len(), from, to), (9, 0, Some(2), Some(9)));
+    let floor: i64 =
+        connection.query_row("SELECT max(floor) FROM services", [], |row| row.get(0)).unwrap();
+    assert_eq!(floor, 9);
+}
+
+#[test]
+fn an_app_that_unsubscribed_has_no_gap() {
+    let scratch = Scratch::new();
+    let connection = log_of_ten(&scratch);
+    connection.execute_batch("UPDATE subscriptions SET enabled = 0; DELETE FROM held").unwrap();
+
+    prune(&connection, i64::MAX, 100);
+
+    assert_eq!(progress_of(&connection), (1, 2, vec![0x16], None, None));
 }

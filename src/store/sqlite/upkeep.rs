@@ -55,7 +55,11 @@ impl Upkeep {
             slice.removed = pruned.events > 0;
             slice.subscriptions = pruned.subscriptions;
         }
-        if slice.removed { tx.commit()? } else { tx.rollback()? }
+        if slice.removed {
+            tx.commit()?
+        } else {
+            tx.rollback()?
+        }
         self.position = position;
         Ok(slice)
     }

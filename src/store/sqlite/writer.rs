@@ -13,8 +13,8 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode};
 
 use super::pool::Pool;
-use super::services::Services;
 use super::retention::Retention;
+use super::services::Services;
 use super::upkeep::Upkeep;
 use super::{contacts, deliveries, open_writer, progress, subscriptions, tenancy};
 use crate::domain::clock::{Clock, Moment, Timestamp};
