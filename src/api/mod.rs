@@ -7,6 +7,7 @@ pub mod admin;
 pub mod conditions;
 pub mod contact_batch;
 pub mod contacts;
+pub mod deliveries;
 pub mod health;
 pub mod query;
 pub mod router;

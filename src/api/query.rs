@@ -27,7 +27,7 @@ impl<'a> Query<'a> {
     }
 
     /// A number from 0; the reference's words for negative ones.
-    fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
+    pub(super) fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
         let Some(text) = self.get(name)? else {
             return Ok(None);
         };
@@ -47,19 +47,28 @@ impl<'a> Query<'a> {
 
     /// The page size.
     pub(super) fn limit(&self) -> Result<u32, ApiError> {
+        self.at_most(PAGE_LIMIT_MAX)
+    }
+
+    fn at_most(&self, most: u32) -> Result<u32, ApiError> {
         match self.number("limit")? {
             None => Ok(PAGE_LIMIT_DEFAULT),
             Some(limit) => u32::try_from(limit)
                 .ok()
-                .filter(|limit| *limit <= PAGE_LIMIT_MAX)
-                .ok_or_else(|| ApiError::invalid(format!("exceed maximum limit {PAGE_LIMIT_MAX}"))),
+                .filter(|limit| *limit <= most)
+                .ok_or_else(|| ApiError::invalid(format!("exceed maximum limit {most}"))),
         }
     }
 
     /// The page size of a list by cursor, which must advance.
     pub(super) fn cursor_limit(&self) -> Result<u32, ApiError> {
-        match self.limit()? {
-            0 => Err(ApiError::invalid(format!("limit: must be from 1 to {PAGE_LIMIT_MAX}"))),
+        self.limit_within(PAGE_LIMIT_MAX)
+    }
+
+    /// The page size of a list by cursor whose entries are large.
+    pub(super) fn limit_within(&self, most: u32) -> Result<u32, ApiError> {
+        match self.at_most(most)? {
+            0 => Err(ApiError::invalid(format!("limit: must be from 1 to {most}"))),
             limit => Ok(limit),
         }
     }

@@ -22,7 +22,7 @@ use crate::http::envelope::ApiError;
 use crate::http::limits::{BATCH_BODY_BYTES_MAX, BODY_BYTES_MAX, read_body};
 use crate::http::request_log;
 
-use super::{State, admin, contact_batch, contacts, health, subscription};
+use super::{State, admin, contact_batch, contacts, deliveries, health, subscription};
 
 /// What a handler gives.
 pub(super) type Answer = Result<Response, ApiError>;
@@ -186,6 +186,11 @@ where
 
 const SUBSCRIPTION: &str = "/v1/api/apps/{appID}/staff-contact-event-sub";
 const VERIFY: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/verify";
+const DELIVERIES: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/deliveries";
+const DELIVERY: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/deliveries/{sequence}";
+const REDELIVER: &str =
+    "/v1/api/apps/{appID}/staff-contact-event-sub/deliveries/{sequence}/redeliver";
+const REPLAY: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/replay";
 const SECRET: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/secret";
 const EVENT_HOOKS: &str = "/v1/api/apps/{appID}/event-hooks";
 const CONTACT_LIST: &str = "/v1/api/apps/{appID}/contacts/staffcontact-list";
@@ -206,6 +211,10 @@ pub(super) fn routes() -> Vec<Route> {
         app(M::PATCH, SUBSCRIPTION, S::Events, subscription::update_subscription),
         app(M::GET, SUBSCRIPTION, S::Events, subscription::get_subscription),
         app(M::POST, VERIFY, S::Events, subscription::verify_subscription),
+        app(M::GET, DELIVERIES, S::Events, deliveries::list_deliveries),
+        app(M::GET, DELIVERY, S::Events, deliveries::get_delivery),
+        app(M::POST, REDELIVER, S::Events, deliveries::redeliver),
+        app(M::POST, REPLAY, S::Events, deliveries::replay),
         app(M::GET, SECRET, S::Events, subscription::get_secret),
         app(M::GET, EVENT_HOOKS, S::Events, subscription::list_event_hooks),
         app(M::GET, CONTACT_LIST, S::DirectoryRead, contacts::list_contacts),

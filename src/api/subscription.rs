@@ -69,7 +69,13 @@ struct StatusBody<'a> {
     held: u64,
     exhausted: u64,
     oldest_undelivered: Option<String>,
-    gap: Option<()>,
+    gap: Option<Gap>,
+}
+
+#[derive(Serialize)]
+struct Gap {
+    from: u64,
+    to: u64,
 }
 
 pub(super) async fn get_subscription(state: Arc<State>, caller: Caller, _call: Call) -> Answer {
@@ -95,7 +101,7 @@ fn status_body(status: &SubscriptionStatus, state: SubscriptionState) -> StatusB
         held: status.held,
         exhausted: status.exhausted,
         oldest_undelivered: status.oldest_undelivered.map(text),
-        gap: None,
+        gap: status.gap.map(|(from, to)| Gap { from, to }),
     }
 }
 

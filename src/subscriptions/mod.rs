@@ -3,6 +3,7 @@
 //! Nothing is locked and no transaction is open while a receiver is asked; the ticket that a request takes on arrival
 //! decides which of two stores.
 
+pub mod deliveries;
 pub mod hooks;
 pub mod secret;
 pub mod status;

@@ -8,10 +8,14 @@ use serde_json::json;
 use crate::harness::server::TestServer;
 
 /// Every route of an app, with the scope that it needs.
-const APP_ROUTES: [(&str, &str, &str); 11] = [
+const APP_ROUTES: [(&str, &str, &str); 15] = [
     ("PATCH", "/staff-contact-event-sub", "events"),
     ("GET", "/staff-contact-event-sub", "events"),
     ("POST", "/staff-contact-event-sub/verify", "events"),
+    ("GET", "/staff-contact-event-sub/deliveries", "events"),
+    ("GET", "/staff-contact-event-sub/deliveries/{sequence}", "events"),
+    ("POST", "/staff-contact-event-sub/deliveries/{sequence}/redeliver", "events"),
+    ("POST", "/staff-contact-event-sub/replay", "events"),
     ("GET", "/staff-contact-event-sub/secret", "events"),
     ("GET", "/event-hooks", "events"),
     ("GET", "/contacts/staffcontact-list", "directory:read"),
@@ -44,6 +48,7 @@ fn method(name: &str) -> Method {
 
 fn filled(server: &TestServer, path: &str) -> String {
     path.replace("{id}", NO_CONTACT)
+        .replace("{sequence}", "1")
         .replace("{serviceId}", &server.service_id)
         .replace("{appID}", &server.app_id)
 }

@@ -10,6 +10,7 @@ mod api_admin;
 mod api_auth;
 mod api_challenge;
 mod api_contacts;
+mod api_deliveries;
 mod api_errors;
 mod api_failed_tokens;
 mod api_subscription;
