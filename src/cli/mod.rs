@@ -8,6 +8,7 @@ mod app;
 mod client;
 mod config;
 mod connection;
+mod deliveries;
 mod dev;
 mod dev_credentials;
 mod listen;
@@ -70,6 +71,11 @@ enum Command {
     /// Show and set the subscription of an app (`AppToken`).
     #[command(subcommand)]
     Subscription(subscription::SubscriptionCommand),
+    /// List and show what failed, send one event again (`AppToken`).
+    #[command(subcommand)]
+    Deliveries(deliveries::DeliveriesCommand),
+    /// Send everything since a time or a number again (`AppToken`).
+    Replay(deliveries::ReplayArgs),
     /// Replace a lost admin token while no server runs.
     #[command(subcommand)]
     AdminToken(admin_token::AdminTokenCommand),
@@ -113,6 +119,8 @@ async fn run_command(command: Command) -> anyhow::Result<()> {
         Command::App(command) => app::run(command).await,
         Command::Staff(command) => staff::run(command).await,
         Command::Subscription(command) => subscription::run(command).await,
+        Command::Deliveries(command) => deliveries::run(command).await,
+        Command::Replay(args) => deliveries::replay(args).await,
         Command::AdminToken(command) => admin_token::run(command).await,
         Command::Config(command) => config::run(command),
     }
@@ -163,6 +171,11 @@ mod tests {
             "rollcall staff create --first-name A --last-name B --email a@b.c --phone +4412345",
             "rollcall staff edit sc_1 --job-title Lead --unset role --unset phone --if-match 3",
             "rollcall subscription set --target https://x.example --enabled false",
+            "rollcall deliveries list --state held --after 7 --limit 5 --json",
+            "rollcall deliveries show 7",
+            "rollcall deliveries redeliver 7",
+            "rollcall replay --since 2026-11-23T12:00:00Z",
+            "rollcall replay --after 7 --json",
             "rollcall app list",
             "rollcall listen --keep",
             "rollcall admin-token reset --data-dir d",
@@ -180,6 +193,9 @@ mod tests {
             "rollcall serve --no-such-flag",
             "rollcall serve --max-in-flight",
             "rollcall listen --keep --no-subscribe",
+            "rollcall deliveries list --state delivered",
+            "rollcall replay",
+            "rollcall replay --since 2026-11-23T12:00:00Z --after 7",
             "rollcall listen --fail-rate 1.01",
             "rollcall listen --status 99",
             "rollcall listen --path hook",

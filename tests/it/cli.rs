@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::harness::receiver::{Receiver, Reply};
 use crate::harness::server::TestServer;
 
 /// Runs a command in a directory with nothing in it; gives exit code, standard output and standard error.
@@ -76,4 +77,37 @@ async fn service_of_dev_json_does_not_go_with_a_token_that_was_given() {
     let (code, out, err) = run(&with_service, None, &data_dir);
     assert_eq!(code, 0, "{err}");
     assert!(out.contains(&server.app_id), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_is_listed_shown_and_sent_again() {
+    let server = TestServer::start().await;
+    let receiver = Receiver::start().await;
+    receiver.answer(|_| Reply::body(500, "out of order"));
+    server.app().subscribe(true, &receiver.url()).await.expect(200);
+    server.app().create_contact("Ana", "Ng").await;
+    receiver.wait_for_notifications(2).await;
+    let data_dir = server.data_dir();
+    let command =
+        |line: &str| run(&line.split(' ').collect::<Vec<_>>(), Some(&data_dir), &data_dir);
+
+    let (code, out, err) = command("deliveries list --state held");
+    assert_eq!(code, 0, "{err}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0].starts_with("NUMBER  STATE") && lines[1].starts_with("1 "), "{out}");
+    assert_eq!(lines.len(), 2, "{out}");
+    let (_, out, _) = command("deliveries show 1");
+    assert!(out.contains("state") && out.contains("held"), "{out}");
+    assert!(out.contains("ATTEMPT") && out.contains("out of order"), "{out}");
+
+    receiver.answer(|_| Reply::status(204));
+    let (code, _, err) = command("deliveries redeliver 1");
+    assert_eq!(code, 0, "{err}");
+    receiver.wait_for_delivered(1).await;
+    server.app().wait_until_idle().await;
+    let (code, out, err) = command("replay --after 0");
+    assert_eq!((code, out.as_str()), (0, "sends again what follows 0, up to 1\n"), "{err}");
+    receiver.wait_for_delivered(2).await;
+    let (code, _, err) = command("deliveries show 2");
+    assert!(code == 1 && err.contains("No records found"), "{code} {err}");
 }
