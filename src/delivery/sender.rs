@@ -9,6 +9,7 @@
 //! A request that dies on a kept connection before any byte of an answer is repeated once on a fresh one: the
 //! receiver closed an idle connection under us, and says nothing about the event by that.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,7 +69,7 @@ static CONTACT_VERSION: HeaderName = HeaderName::from_static("rollcall-contact-v
 static ATTEMPT: HeaderName = HeaderName::from_static("rollcall-attempt");
 
 /// What the operator decides.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Time to resolve, connect and agree on TLS; `connect_timeout`, default [`CONNECT_TIMEOUT_DEFAULT`].
     pub connect_timeout: Duration,
@@ -77,6 +78,17 @@ pub struct Settings {
     /// `http://[user:password@]host:port` of a proxy that opens tunnels (CONNECT); `proxy`, default none. Only
     /// https receivers can be called through it, and addresses are judged here before it is asked.
     pub proxy: Option<String>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The proxy's URL may carry a password.
+        f.debug_struct("Settings")
+            .field("connect_timeout", &self.connect_timeout)
+            .field("request_timeout", &self.request_timeout)
+            .field("proxy", &self.proxy.as_ref().map(|_| "..."))
+            .finish()
+    }
 }
 
 impl Default for Settings {
@@ -153,8 +165,8 @@ pub struct Sender {
     request_timeout: Duration,
 }
 
-impl std::fmt::Debug for Sender {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sender").finish_non_exhaustive()
     }
 }

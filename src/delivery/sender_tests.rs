@@ -294,6 +294,15 @@ async fn an_aborted_attempt_closes_its_connection() {
     assert_eq!(end, Ok(Ok(0)));
 }
 
+#[test]
+fn settings_are_shown_without_the_password_of_the_proxy() {
+    let settings = Settings { proxy: Some("http://a:hunter2@p".into()), ..Settings::default() };
+
+    let shown = format!("{settings:?}");
+
+    assert!(shown.contains("15s") && shown.contains("Some") && !shown.contains("hunter2"));
+}
+
 async fn verification(answer: impl Into<Vec<u8>>) -> String {
     let Setup { sender, .. } = setup();
     let receiver = Receiver::answering(answer).await;
