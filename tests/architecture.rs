@@ -40,9 +40,7 @@ const PLACES: [(&str, &[&str]); 13] = [
         &[
             "delivery/sender.rs",
             "delivery/body.rs",
-            "delivery/connector.rs",
-            "delivery/line.rs",
-            "delivery/pool.rs",
+            "delivery/client.rs",
             "http/listener.rs",
             "http/connection.rs",
             "cli/client.rs",
@@ -51,12 +49,29 @@ const PLACES: [(&str, &[&str]); 13] = [
     ),
     (
         "hyper_util",
-        &["delivery/connector.rs", "http/listener.rs", "cli/client.rs", "cli/listen_receiver.rs"],
+        &[
+            "delivery/client.rs",
+            "delivery/line.rs",
+            "delivery/stream.rs",
+            "http/listener.rs",
+            "cli/client.rs",
+            "cli/listen_receiver.rs",
+        ],
     ),
-    ("tokio_rustls", &["delivery/sender.rs", "delivery/connector.rs", "cli/client.rs", "app.rs"]),
+    (
+        "tokio_rustls",
+        &[
+            "delivery/sender.rs",
+            "delivery/connector.rs",
+            "delivery/stream.rs",
+            "cli/client.rs",
+            "app.rs",
+        ],
+    ),
     ("rustls_platform_verifier", &["delivery/connector.rs", "cli/client.rs"]),
     ("axum", &["http/", "api/", "app.rs"]),
-    ("tower", &["http/", "app.rs"]),
+    // The outbound client takes its connector as a service.
+    ("tower", &["http/", "app.rs", "delivery/client.rs"]),
     ("governor", &["http/limits.rs"]),
     ("clap", &["cli/"]),
     ("toml", &["config/"]),
