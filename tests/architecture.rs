@@ -68,11 +68,12 @@ const PLACES: [(&str, &[&str]); 14] = [
             "cli/client.rs",
         ],
     ),
-    // `line.rs` names who is called.
+    // `line.rs` names who is called, `client.rs` hands the name on.
     (
         "rustls",
         &[
             "delivery/sender.rs",
+            "delivery/client.rs",
             "delivery/connector.rs",
             "delivery/line.rs",
             "http/tls.rs",
