@@ -40,9 +40,7 @@ const PLACES: [(&str, &[&str]); 14] = [
         &[
             "delivery/sender.rs",
             "delivery/body.rs",
-            "delivery/connector.rs",
-            "delivery/line.rs",
-            "delivery/pool.rs",
+            "delivery/client.rs",
             "http/listener.rs",
             "http/connection.rs",
             "cli/client.rs",
@@ -51,17 +49,31 @@ const PLACES: [(&str, &[&str]); 14] = [
     ),
     (
         "hyper_util",
-        &["delivery/connector.rs", "http/listener.rs", "cli/client.rs", "cli/listen_receiver.rs"],
+        &[
+            "delivery/client.rs",
+            "delivery/line.rs",
+            "delivery/stream.rs",
+            "http/listener.rs",
+            "cli/client.rs",
+            "cli/listen_receiver.rs",
+        ],
     ),
     (
         "tokio_rustls",
-        &["delivery/sender.rs", "delivery/connector.rs", "http/tls.rs", "cli/client.rs"],
+        &[
+            "delivery/sender.rs",
+            "delivery/connector.rs",
+            "delivery/stream.rs",
+            "http/tls.rs",
+            "cli/client.rs",
+        ],
     ),
-    // `line.rs` names who is called.
+    // `line.rs` names who is called, `client.rs` hands the name on.
     (
         "rustls",
         &[
             "delivery/sender.rs",
+            "delivery/client.rs",
             "delivery/connector.rs",
             "delivery/line.rs",
             "http/tls.rs",
@@ -70,7 +82,8 @@ const PLACES: [(&str, &[&str]); 14] = [
     ),
     ("rustls_platform_verifier", &["delivery/connector.rs", "cli/client.rs"]),
     ("axum", &["http/", "api/", "app.rs"]),
-    ("tower", &["http/", "app.rs"]),
+    // The outbound client takes its connector as a service.
+    ("tower", &["http/", "app.rs", "delivery/client.rs"]),
     ("governor", &["http/limits.rs"]),
     ("clap", &["cli/"]),
     ("toml", &["config/"]),

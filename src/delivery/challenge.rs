@@ -116,7 +116,7 @@ pub async fn verify(
     let body = Bytes::from(format!(r#"{{"challenge":"{}"}}"#, nonce.challenge));
     let attempt = Attempt {
         id: &nonce.id,
-        body: body.clone(),
+        body,
         secrets,
         sequence: None,
         contact_version: None,
@@ -124,8 +124,7 @@ pub async fn verify(
     };
     let reading =
         Reading { keep_success: BODY_BYTES_MAX, keep_failure: 0, patience: CHALLENGE_TIMEOUT };
-    let headers = sender.headers(&attempt);
-    let received = sender.post(line, headers, body, CHALLENGE_TIMEOUT, reading).await?;
+    let received = sender.post(line, &attempt, CHALLENGE_TIMEOUT, reading).await?;
     judge_received(&received, &nonce.challenge)
         .map_err(|step| VerificationFailure { step, status: Some(received.status.as_u16()) })
 }

@@ -1,34 +1,26 @@
 //! Opens connections: to judged addresses only, directly or through the configured proxy, with TLS for https.
 //!
-//! [`super`] hands in the addresses that the target guard has judged; no name is resolved here but the
+//! `client.rs` hands in the addresses that the target guard has judged; no name is resolved here but the
 //! proxy's own. The host name stays for TLS, so a certificate is checked against what was subscribed.
 
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use super::pool::{Half, Lease, State, drive};
+use super::stream::{Patience, Stream};
 use super::{SenderError, Step};
-
-/// Most bytes of an answer's headers. Less refuses receivers behind talkative proxies, more is memory that
-/// any receiver can take for each attempt.
-pub(super) const HEADER_BYTES_MAX: u32 = 16 * 1024;
 
 /// Most bytes of the proxy's answer to CONNECT; it has no body, and its headers are of no interest.
 const PROXY_ANSWER_BYTES_MAX: usize = 8 * 1024;
@@ -42,10 +34,13 @@ pub(super) struct Connector {
     pub(super) connect_timeout: Duration,
     pub(super) tls: TlsConnector,
     pub(super) proxy: Option<Proxy>,
+    /// How long connections are kept.
+    pub(super) patience: Patience,
 }
 
 impl Connector {
-    /// Opens a connection to the first of the addresses that takes it, until `deadline`.
+    /// Opens a connection to the first of the addresses that takes it, until `deadline`; gives it with its address
+    /// and whether HTTP/2 was agreed on.
     ///
     /// Every address gets an equal share of the time that is left when its turn comes.
     ///
@@ -58,22 +53,15 @@ impl Connector {
         port: u16,
         server_name: Option<&ServerName<'static>>,
         deadline: Instant,
-    ) -> Result<Lease, Step> {
+    ) -> Result<(Stream, IpAddr, bool), Step> {
         let (stream, address) = self.open_tcp(addresses, port, deadline).await?;
-        let state = Arc::new(State::default());
         let Some(server_name) = server_name else {
-            return start_http1(Counted::new(Stream::Plain(stream), &state), state, address).await;
+            return Ok((Stream::Plain(stream), address, false));
         };
         let handshake = self.tls.connect(server_name.clone(), stream);
         let stream = within(deadline, Step::Tls, handshake).await?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let io = Counted::new(Stream::Tls(Box::new(stream)), &state);
-        if http2 {
-            let starting = start_http2(io, state, address);
-            // The receiver's first frames are awaited, so this needs the deadline as well.
-            return tokio::time::timeout_at(deadline, starting).await.unwrap_or(Err(Step::Connect));
-        }
-        start_http1(io, state, address).await
+        Ok((Stream::Tls(Box::new(stream)), address, http2))
     }
 
     async fn open_tcp(
@@ -229,29 +217,6 @@ async fn within<T, E>(
     }
 }
 
-async fn start_http1(io: Counted, state: Arc<State>, address: IpAddr) -> Result<Lease, Step> {
-    let (half, connection) = http1::Builder::new()
-        .max_buf_size(HEADER_BYTES_MAX as usize)
-        .max_header_size(HEADER_BYTES_MAX as usize)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|_| Step::Connect)?;
-    let lease = Lease::fresh(Half::Http1(half), Arc::clone(&state), address);
-    tokio::spawn(drive(connection, state));
-    Ok(lease)
-}
-
-async fn start_http2(io: Counted, state: Arc<State>, address: IpAddr) -> Result<Lease, Step> {
-    let (half, connection) = http2::Builder::new(TokioExecutor::new())
-        .max_header_list_size(HEADER_BYTES_MAX)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|_| Step::Connect)?;
-    let lease = Lease::fresh(Half::Http2(half), Arc::clone(&state), address);
-    tokio::spawn(drive(connection, state));
-    Ok(lease)
-}
-
 fn decode_percent(text: &str) -> Option<Vec<u8>> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -266,84 +231,4 @@ fn decode_percent(text: &str) -> Option<Vec<u8>> {
         }
     }
     Some(decoded)
-}
-
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-}
-
-/// A stream that counts what is read from it, after decryption.
-struct Counted {
-    stream: Stream,
-    state: Arc<State>,
-}
-
-impl Counted {
-    fn new(stream: Stream, state: &Arc<State>) -> Self {
-        Self { stream, state: Arc::clone(state) }
-    }
-}
-
-/// Calls a method on whichever stream there is.
-macro_rules! with_stream {
-    ($self:ident, $stream:ident => $call:expr) => {
-        match &mut $self.get_mut().stream {
-            Stream::Plain(stream) => {
-                let $stream = Pin::new(stream);
-                $call
-            }
-            Stream::Tls(stream) => {
-                let $stream = Pin::new(stream);
-                $call
-            }
-        }
-    };
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let this = self.as_mut();
-        let polled = with_stream!(this, stream => stream.poll_read(cx, buffer));
-        self.state.add_received(buffer.filled().len() - before);
-        polled
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        with_stream!(self, stream => stream.poll_write(cx, bytes))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        with_stream!(self, stream => stream.poll_write_vectored(cx, parts))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.stream {
-            Stream::Plain(stream) => stream.is_write_vectored(),
-            Stream::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        with_stream!(self, stream => stream.poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        with_stream!(self, stream => stream.poll_shutdown(cx))
-    }
 }

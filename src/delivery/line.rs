@@ -1,17 +1,21 @@
-//! One subscription's outgoing side: where it calls, prepared once, and the connections it keeps.
+//! One subscription's outgoing side: where it calls, prepared once, and the client that keeps its connections.
 //!
 //! Made by [`super::Sender::line`], used by its attempts. It decides nothing; what is constant for all requests of
 //! a subscription is built here so that an attempt only copies references.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use http_body_util::Full;
+use hyper_util::client::legacy::ResponseFuture;
 use rustls::pki_types::ServerName;
 
-use super::pool::Pool;
+use super::client::{LineClient, Slot};
+use super::connector::Connector;
 use crate::delivery::target_guard::{Target, TargetHost};
 
 /// One subscription's outgoing side: its receiver and the connections to it.
@@ -19,13 +23,12 @@ use crate::delivery::target_guard::{Target, TargetHost};
 /// Shared by all attempts of the subscription. Without connections it is a few hundred bytes, no timer, no task.
 pub struct Line {
     pub(super) target: Target,
-    pub(super) server_name: Option<ServerName<'static>>,
-    /// Path and query, for HTTP/1.1.
-    origin: Uri,
-    /// Scheme, authority, path and query, for HTTP/2.
-    absolute: Uri,
-    host: HeaderValue,
-    pub(super) pool: Pool,
+    server_name: Option<ServerName<'static>>,
+    /// Scheme, authority, path and query.
+    uri: Uri,
+    /// For http. With https the client adds it where the receiver agrees on HTTP/1.1; HTTP/2 has none.
+    host: Option<HeaderValue>,
+    pub(super) slot: Arc<Slot>,
 }
 
 impl fmt::Debug for Line {
@@ -49,39 +52,46 @@ impl Line {
             (TargetHost::Name(name), true) => Some(ServerName::try_from(name.clone()).ok()?),
             (TargetHost::Address(address), true) => Some(ServerName::from(*address)),
         };
-        let absolute = Uri::builder()
+        let uri = Uri::builder()
             .scheme(if target.tls { "https" } else { "http" })
             .authority(target.authority.as_str())
             .path_and_query(target.path_and_query.as_str())
             .build()
             .ok()?;
-        Some(Self {
-            server_name,
-            origin: Uri::try_from(target.path_and_query.as_str()).ok()?,
-            absolute,
-            host: HeaderValue::from_str(&target.authority).ok()?,
-            pool: Pool::new(),
-            target,
-        })
+        let host = HeaderValue::from_str(&target.authority).ok()?;
+        let host = (!target.tls).then_some(host);
+        Some(Self { server_name, uri, host, slot: Arc::default(), target })
     }
 
-    /// The request in the form of the connection's protocol.
-    pub(super) fn request(
-        &self,
-        http2: bool,
-        mut headers: HeaderMap,
-        body: Bytes,
-    ) -> Request<Full<Bytes>> {
+    /// The request in the form that the client wants, whatever the protocol.
+    pub(super) fn request(&self, mut headers: HeaderMap, body: Bytes) -> Request<Full<Bytes>> {
+        if let Some(host) = &self.host {
+            headers.insert(HOST, host.clone());
+        }
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
-        if http2 {
-            *request.version_mut() = Version::HTTP_2;
-            *request.uri_mut() = self.absolute.clone();
-        } else {
-            *request.uri_mut() = self.origin.clone();
-            headers.insert(HOST, self.host.clone());
-        }
+        *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
         request
+    }
+
+    /// Starts a request on any connection to one of these addresses.
+    pub(super) fn send(
+        &self,
+        connector: &Arc<Connector>,
+        addresses: &Arc<[IpAddr]>,
+        request: Request<Full<Bytes>>,
+    ) -> ResponseFuture {
+        self.slot.request(addresses, request, || self.client(connector, addresses))
+    }
+
+    /// A client without connections, that is not the line's.
+    pub(super) fn client(
+        &self,
+        connector: &Arc<Connector>,
+        addresses: &Arc<[IpAddr]>,
+    ) -> LineClient {
+        let destination = (self.target.port, self.server_name.as_ref());
+        LineClient::new(connector, addresses, destination, &self.slot)
     }
 }

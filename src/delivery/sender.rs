@@ -9,6 +9,7 @@
 //! A request that dies on a kept connection before any byte of an answer is repeated once on a fresh one: the
 //! receiver closed an idle connection under us, and says nothing about the event by that.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,20 +30,23 @@ use crate::domain::subscription::SigningSecret;
 // Private parts of the sender, in files of their own.
 #[path = "body.rs"]
 mod body;
+#[path = "client.rs"]
+mod client;
 #[path = "connector.rs"]
 mod connector;
 #[path = "line.rs"]
 mod line;
-#[path = "pool.rs"]
-mod pool;
+#[path = "stream.rs"]
+mod stream;
 
 pub use body::BODY_BYTES_MAX;
 pub(super) use body::{BodyEnd, Reading, Received};
 pub use line::Line;
 
 use body::read_body;
+use client::{CONNECT_BY, Failure, State};
 use connector::{Connector, Proxy, platform_tls};
-use pool::Lease;
+use stream::{IDLE_CHECK, Patience};
 
 /// Time to resolve, connect and agree on TLS; `connect_timeout`. Longer holds slots for dead receivers, shorter
 /// fails distant ones.
@@ -68,7 +72,7 @@ static CONTACT_VERSION: HeaderName = HeaderName::from_static("rollcall-contact-v
 static ATTEMPT: HeaderName = HeaderName::from_static("rollcall-attempt");
 
 /// What the operator decides.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Time to resolve, connect and agree on TLS; `connect_timeout`, default [`CONNECT_TIMEOUT_DEFAULT`].
     pub connect_timeout: Duration,
@@ -77,6 +81,17 @@ pub struct Settings {
     /// `http://[user:password@]host:port` of a proxy that opens tunnels (CONNECT); `proxy`, default none. Only
     /// https receivers can be called through it, and addresses are judged here before it is asked.
     pub proxy: Option<String>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The proxy's URL may carry a password.
+        f.debug_struct("Settings")
+            .field("connect_timeout", &self.connect_timeout)
+            .field("request_timeout", &self.request_timeout)
+            .field("proxy", &self.proxy.as_ref().map(|_| "..."))
+            .finish()
+    }
 }
 
 impl Default for Settings {
@@ -149,12 +164,12 @@ impl From<Step> for PostFailure {
 pub struct Sender {
     guard: Arc<TargetGuard>,
     clock: Arc<dyn Clock>,
-    connector: Connector,
+    connector: Arc<Connector>,
     request_timeout: Duration,
 }
 
-impl std::fmt::Debug for Sender {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sender").finish_non_exhaustive()
     }
 }
@@ -179,11 +194,14 @@ impl Sender {
         clock: Arc<dyn Clock>,
         tls: rustls::ClientConfig,
     ) -> Result<Self, SenderError> {
+        let patience = Patience { check: IDLE_CHECK, answer: settings.request_timeout };
         let connector = Connector {
             connect_timeout: settings.connect_timeout,
+            patience,
             tls: TlsConnector::from(Arc::new(tls)),
             proxy: settings.proxy.as_deref().map(Proxy::parse).transpose()?,
         };
+        let connector = Arc::new(connector);
         Ok(Self { guard, clock, connector, request_timeout: settings.request_timeout })
     }
 
@@ -208,8 +226,7 @@ impl Sender {
     pub async fn attempt(&self, line: &Line, attempt: Attempt<'_>) -> Answer {
         let reading =
             Reading { keep_success: 0, keep_failure: ANSWER_START_BYTES, patience: BODY_PATIENCE };
-        let headers = self.headers(&attempt);
-        match self.post(line, headers, attempt.body, self.request_timeout, reading).await {
+        match self.post(line, &attempt, self.request_timeout, reading).await {
             Ok(received) => {
                 let retry_after = received.retry_after.as_ref().map(|value| {
                     // Bytes outside ASCII are no usable value, but the header is there.
@@ -244,34 +261,29 @@ impl Sender {
     pub(super) async fn post(
         &self,
         line: &Line,
-        headers: HeaderMap,
-        body: Bytes,
+        attempt: &Attempt<'_>,
         timeout: Duration,
         reading: Reading,
     ) -> Result<Received, PostFailure> {
         let deadline = Instant::now() + timeout;
-        let sending = self.send(line, headers, body);
-        let Ok(sent) = tokio::time::timeout_at(deadline, sending).await else {
+        let Ok(sent) = tokio::time::timeout_at(deadline, self.send(line, attempt)).await else {
             // A connection that swallows requests would take all later ones too.
-            line.pool.forget_http2();
+            line.slot.forget_any_http2();
             return Err(Step::Timeout.into());
         };
-        let (response, lease) = sent?;
+        let response = sent?;
 
         let (parts, body) = response.into_parts();
         let keep =
             if parts.status.is_success() { reading.keep_success } else { reading.keep_failure };
         let until = deadline.min(Instant::now() + reading.patience);
         let (body, end) = read_body(body, keep, until).await;
-        if end == BodyEnd::Complete {
-            line.pool.give_back(lease);
-        }
         let retry_after = parts.headers.get(RETRY_AFTER).cloned();
         Ok(Received { status: parts.status, retry_after, body, end })
     }
 
     /// The headers of a signed request; its time is now.
-    pub(super) fn headers(&self, attempt: &Attempt<'_>) -> HeaderMap {
+    fn headers(&self, attempt: &Attempt<'_>) -> HeaderMap {
         let seconds = self.clock.now().seconds();
         let signature = signing::sign(attempt.secrets, attempt.id, seconds, &attempt.body);
         // Ten headers and `Host`; growing would copy them all.
@@ -302,98 +314,49 @@ impl Sender {
     }
 
     /// Sends on a connection to a judged address, and again on a fresh one when a kept one turns out to be dead.
-    async fn send(
-        &self,
-        line: &Line,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<(Response<Incoming>, Lease), Step> {
-        let connect_deadline = Instant::now() + self.connector.connect_timeout;
+    async fn send(&self, line: &Line, attempt: &Attempt<'_>) -> Result<Response<Incoming>, Step> {
+        let began = Instant::now();
+        let connect_by = began + self.connector.connect_timeout;
         let resolving = self.guard.resolve(&line.target);
-        let addresses = tokio::time::timeout_at(connect_deadline, resolving)
+        let addresses = tokio::time::timeout_at(connect_by, resolving)
             .await
             .map_err(|_| Step::Name)?
             .map_err(|refusal| refusal.step)?;
 
-        let mut lease = match take_ready(line, &addresses).await {
-            Some(lease) => lease,
-            None => Box::pin(self.open_or_share(line, &addresses, connect_deadline)).await?,
-        };
-        if !lease.is_reused() {
-            let request = line.request(lease.is_http2(), headers, body);
-            return finish(lease.send(request).await, lease);
+        let request = line.request(self.headers(attempt), attempt.body.clone());
+        let sending = line.send(&self.connector, &addresses, request);
+        match CONNECT_BY.scope(connect_by, sending).await {
+            Ok(response) => {
+                State::note_answer(&response);
+                Ok(response)
+            }
+            Err(error) => match Failure::of(&error, began) {
+                Failure::Unanswered(dead) => {
+                    if let Some(dead) = dead {
+                        line.slot.forget_http2(&dead);
+                    }
+                    Box::pin(self.send_again(line, attempt, &addresses)).await
+                }
+                Failure::At(step) => Err(step),
+            },
         }
-
-        let before = lease.received();
-        let request = line.request(lease.is_http2(), headers.clone(), body.clone());
-        let sent = lease.send(request).await;
-        // On HTTP/2 other answers share the connection, and a failure before the headers of ours is all there is.
-        let silent = lease.is_http2() || lease.received() == before;
-        if matches!(sent, Some(Ok(_))) || !silent {
-            return finish(sent, lease);
-        }
-        line.pool.forget_http2();
-        drop(lease);
-        let deadline = Instant::now() + self.connector.connect_timeout;
-        let mut lease = Box::pin(self.open(line, &addresses, deadline)).await?;
-        let request = line.request(lease.is_http2(), headers, body);
-        finish(lease.send(request).await, lease)
     }
 
-    async fn open_or_share(
+    async fn send_again(
         &self,
         line: &Line,
-        addresses: &[IpAddr],
-        deadline: Instant,
-    ) -> Result<Lease, Step> {
-        let turn = line.pool.wait_to_open().await;
-        if turn.is_some()
-            && let Some(lease) = take_ready(line, addresses).await
-        {
-            return Ok(lease);
-        }
-        let opened = self.open(line, addresses, deadline).await;
-        if opened.is_err() {
-            line.pool.forget_http2();
-        }
-        opened
-    }
-
-    async fn open(
-        &self,
-        line: &Line,
-        addresses: &[IpAddr],
-        deadline: Instant,
-    ) -> Result<Lease, Step> {
-        let server_name = line.server_name.as_ref();
-        let lease = self.connector.open(addresses, line.target.port, server_name, deadline).await?;
-        line.pool.share(&lease);
-        Ok(lease)
-    }
-}
-
-/// A kept connection that takes a request now.
-async fn take_ready(line: &Line, addresses: &[IpAddr]) -> Option<Lease> {
-    while let Some(mut lease) = line.pool.take(addresses) {
-        if lease.is_ready().await {
-            return Some(lease);
-        }
-        if lease.is_http2() {
-            line.pool.forget_http2();
-        }
-    }
-    None
-}
-
-fn finish(
-    sent: Option<Result<Response<Incoming>, hyper::Error>>,
-    lease: Lease,
-) -> Result<(Response<Incoming>, Lease), Step> {
-    match sent {
-        Some(Ok(response)) => Ok((response, lease)),
-        Some(Err(error)) if error.is_parse_too_large() => Err(Step::Size),
-        Some(Err(error)) if error.is_parse() => Err(Step::Status),
-        Some(Err(_)) | None => Err(Step::Connect),
+        attempt: &Attempt<'_>,
+        addresses: &Arc<[IpAddr]>,
+    ) -> Result<Response<Incoming>, Step> {
+        let began = Instant::now();
+        let connect_by = began + self.connector.connect_timeout;
+        let client = line.client(&self.connector, addresses);
+        let request = line.request(self.headers(attempt), attempt.body.clone());
+        let sent = CONNECT_BY.scope(connect_by, client.request(request)).await;
+        let response = sent.map_err(|error| Failure::of(&error, began).step())?;
+        State::note_answer(&response);
+        line.slot.adopt(client);
+        Ok(response)
     }
 }
 

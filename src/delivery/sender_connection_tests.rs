@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::receiver::{Names, OK, Receiver, acceptor, trusting_client};
 use super::{BODY, FixedClock, Setup, attempt, delivered, failed, setup, setup_with};
+use crate::delivery::sender::client::BACKGROUND_MAX;
 use crate::delivery::sender::connector::{Proxy, platform_tls};
 use crate::delivery::sender::{Line, Sender, Settings, Step};
 use crate::delivery::target_guard::{Settings as GuardSettings, TargetGuard, TargetHost};
@@ -116,7 +117,7 @@ async fn a_name_that_changes_between_check_and_connect_is_refused() {
 
 /// A new line has no connection that could hide the check.
 fn setup_is_clean(line: &Line) {
-    assert!(line.pool.take(&["127.0.0.1".parse().unwrap()]).is_none());
+    assert_eq!(line.slot.connections(), None);
 }
 
 #[tokio::test]
@@ -294,6 +295,261 @@ async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output>
         std::task::Poll::Ready(outputs.collect())
     })
     .await
+}
+
+/// Waits until the condition holds, for 5 s.
+async fn until(condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap();
+}
+
+/// A sender that looks for idle connections this often.
+fn setup_checking(check: Duration, change: impl FnOnce(&mut Settings)) -> Setup {
+    let mut setup = setup_with(trusting_client(), change);
+    Arc::get_mut(&mut setup.sender.connector).unwrap().patience.check = check;
+    setup
+}
+
+#[tokio::test]
+async fn what_the_old_address_keeps_is_closed_when_the_answer_changes() {
+    let Setup { sender, guard, names } = setup();
+    let first = Receiver::start(|receiver, _, stream| async move {
+        let served = receiver.serve(stream, OK).await;
+        receiver.note("closed");
+        served
+    })
+    .await;
+    let address = format!("127.0.0.2:{}", first.address.port()).parse().unwrap();
+    let second = Receiver::start_at(address, |receiver, _, stream| async move {
+        receiver.serve(stream, OK).await
+    })
+    .await;
+    let url = format!("http://hooks.example.com:{}/", first.address.port());
+    let line = sender.line(&url).unwrap();
+    assert_eq!(attempt(&sender, &line).await, delivered());
+
+    names.set(&["127.0.0.2"]);
+    guard.forget_answers();
+    assert_eq!(attempt(&sender, &line).await, delivered());
+
+    until(|| first.requests().last().is_some_and(|last| last == "closed")).await;
+    assert_eq!((second.requests().len(), line.slot.connections()), (1, Some(1)));
+}
+
+#[tokio::test]
+async fn a_connection_whose_address_left_the_answer_while_it_was_opened_serves_one_attempt_only() {
+    let Setup { sender, guard, names } = setup();
+    let (go, _) = tokio::sync::watch::channel(false);
+    let gate = go.clone();
+    let slow = Receiver::start(move |receiver, _, stream| {
+        let mut gate = gate.subscribe();
+        async move {
+            gate.wait_for(|open| *open).await.ok()?;
+            let stream = acceptor(&["http/1.1"]).accept(stream).await.ok()?;
+            receiver.serve(stream, OK).await
+        }
+    })
+    .await;
+    let address = format!("127.0.0.2:{}", slow.address.port()).parse().unwrap();
+    let other = Receiver::start_at(address, |receiver, _, stream| async move {
+        let stream = acceptor(&["http/1.1"]).accept(stream).await.ok()?;
+        receiver.serve(stream, OK).await
+    })
+    .await;
+    let url = format!("https://hooks.example.com:{}/", slow.address.port());
+    let line = sender.line(&url).unwrap();
+
+    let meanwhile = async {
+        until(|| slow.connections() == 1).await;
+        names.set(&["127.0.0.2"]);
+        guard.forget_answers();
+        assert_eq!(attempt(&sender, &line).await, delivered());
+        go.send_replace(true);
+    };
+    let (answer, ()) = tokio::join!(attempt(&sender, &line), meanwhile);
+    assert_eq!(answer, delivered());
+    let many = (0..5).map(|_| attempt(&sender, &line));
+    for answer in join_all(many).await {
+        assert_eq!(answer, delivered());
+    }
+
+    assert!(slow.requests().len() <= 1 && slow.connections() == 1, "{:?}", slow.requests());
+    assert!(other.requests().len() >= 6);
+}
+
+#[tokio::test]
+async fn idle_connections_close_themselves_and_the_last_takes_the_client_along() {
+    let Setup { sender, .. } = setup_checking(Duration::from_millis(200), |_| ());
+    let receiver = Receiver::start(|receiver, _, mut stream| async move {
+        while receiver.read(&mut stream).await.is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            stream.write_all(OK).await.ok()?;
+        }
+        receiver.note("closed");
+        Some(())
+    })
+    .await;
+    let line = sender.line(&receiver.url("/")).unwrap();
+    let closed = || receiver.requests().iter().filter(|request| *request == "closed").count();
+    let many = (0..3).map(|_| attempt(&sender, &line));
+    for answer in join_all(many).await {
+        assert_eq!(answer, delivered());
+    }
+    assert_eq!((line.slot.connections(), closed()), (Some(3), 0));
+
+    // One stays busy; the others end beside it.
+    while closed() < 2 {
+        assert_eq!(attempt(&sender, &line).await, delivered());
+    }
+    assert_eq!((line.slot.connections(), receiver.connections()), (Some(1), 3));
+
+    until(|| line.slot.connections().is_none()).await;
+    until(|| closed() == 3).await;
+    assert_eq!(attempt(&sender, &line).await, delivered());
+    assert_eq!(receiver.connections(), 4);
+}
+
+#[tokio::test]
+async fn a_quiet_connection_that_waits_for_an_answer_is_not_idle() {
+    let Setup { sender, .. } = setup_checking(Duration::from_millis(10), |_| ());
+    let receiver = Receiver::start(|receiver, _, mut stream| async move {
+        receiver.read(&mut stream).await?;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stream.write_all(OK).await.ok()
+    })
+    .await;
+
+    let got = attempt(&sender, &sender.line(&receiver.url("/")).unwrap()).await;
+
+    assert_eq!((got, receiver.connections()), (delivered(), 1));
+}
+
+#[tokio::test]
+async fn an_idle_http2_connection_closes_itself() {
+    let receiver = http2_receiver(usize::MAX).await;
+    let Setup { sender, .. } = setup_checking(Duration::from_millis(10), |settings| {
+        settings.request_timeout = Duration::from_secs(2);
+        settings.connect_timeout = Duration::from_secs(2);
+    });
+    let url = format!("https://127.0.0.1:{}/", receiver.address.port());
+    let line = sender.line(&url).unwrap();
+
+    assert_eq!(attempt(&sender, &line).await, delivered());
+    // It may be waiting for an answer as long as an attempt takes.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(line.slot.connections(), Some(1));
+
+    until(|| line.slot.connections().is_none()).await;
+}
+
+#[tokio::test]
+async fn a_line_whose_receiver_cannot_be_reached_keeps_nothing() {
+    let Setup { sender, .. } = setup();
+    let line = sender.line("http://127.0.0.3:1/").unwrap();
+
+    assert_eq!(attempt(&sender, &line).await, failed(Step::Connect));
+
+    assert_eq!(line.slot.connections(), None);
+    assert!(size_of::<Line>() < 512, "{}", size_of::<Line>());
+}
+
+#[tokio::test]
+async fn a_repeat_does_not_take_another_kept_connection() {
+    let (arrived, _) = tokio::sync::watch::channel(0);
+    // The first two connections answer once, both at the same time, and swallow their second request.
+    let receiver = Receiver::start(move |receiver, number, mut stream| {
+        let arrived = arrived.clone();
+        async move {
+            receiver.read(&mut stream).await?;
+            if number < 2 {
+                arrived.send_modify(|count| *count += 1);
+                arrived.subscribe().wait_for(|count| *count == 2).await.ok()?;
+                stream.write_all(OK).await.ok()?;
+                return receiver.read(&mut stream).await;
+            }
+            stream.write_all(OK).await.ok()
+        }
+    })
+    .await;
+    let Setup { sender, .. } = setup();
+    let line = sender.line(&receiver.url("/")).unwrap();
+    let both = (0..2).map(|_| attempt(&sender, &line));
+    assert_eq!(join_all(both).await, [delivered(), delivered()]);
+    assert_eq!(line.slot.connections(), Some(2));
+
+    assert_eq!(attempt(&sender, &line).await, delivered());
+
+    assert_eq!((receiver.connections(), receiver.requests().len()), (3, 4));
+}
+
+#[tokio::test]
+async fn an_http2_connection_that_swallows_requests_is_forgotten() {
+    let receiver = Receiver::start(|receiver, number, stream| async move {
+        let stream = acceptor(&["h2"]).accept(stream).await.ok()?;
+        let service = hyper::service::service_fn(move |request: http::Request<_>| {
+            let receiver = receiver.clone();
+            async move {
+                let _body: hyper::body::Incoming = request.into_body();
+                receiver.note(number.to_string());
+                if number == 0 && receiver.requests().len() > 1 {
+                    std::future::pending::<()>().await;
+                }
+                Ok::<_, Infallible>(http::Response::new(Full::new(Bytes::new())))
+            }
+        });
+        hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await
+            .ok()
+    })
+    .await;
+    let Setup { sender, .. } = setup_with(trusting_client(), |settings| {
+        settings.request_timeout = Duration::from_millis(500);
+    });
+    let url = format!("https://127.0.0.1:{}/", receiver.address.port());
+    let line = sender.line(&url).unwrap();
+
+    assert_eq!(attempt(&sender, &line).await, delivered());
+    assert_eq!(attempt(&sender, &line).await, failed(Step::Timeout));
+    assert_eq!(attempt(&sender, &line).await, delivered());
+
+    assert_eq!(receiver.requests(), ["0", "0", "1"]);
+}
+
+#[tokio::test]
+async fn few_connections_go_on_being_opened_without_their_attempts() {
+    // The first connection answers, the others never end their handshake.
+    let receiver = Receiver::start(|receiver, number, stream| async move {
+        if number > 0 {
+            std::future::pending::<()>().await;
+        }
+        let mut stream = acceptor(&["http/1.1"]).accept(stream).await.ok()?;
+        while receiver.read(&mut stream).await.is_some() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            stream.write_all(OK).await.ok()?;
+        }
+        Some(())
+    })
+    .await;
+    let Setup { sender, .. } = setup();
+    let url = format!("https://127.0.0.1:{}/", receiver.address.port());
+    let line = sender.line(&url).unwrap();
+    assert_eq!(attempt(&sender, &line).await, delivered());
+
+    for _ in 0..10 {
+        let three = (0..3).map(|_| attempt(&sender, &line));
+        for answer in join_all(three).await {
+            assert_eq!(answer, delivered());
+        }
+    }
+
+    assert!(receiver.connections() > 10, "{}", receiver.connections());
+    assert_eq!(line.slot.connections(), Some(1));
+    until(|| line.slot.opening() == BACKGROUND_MAX).await;
 }
 
 #[tokio::test]
