@@ -23,6 +23,7 @@ use crate::delivery::target_guard::{self, SystemResolver, TargetGuard};
 use crate::directory::Directory;
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::tenancy::Token;
+use crate::feed::Feed;
 use crate::http::Http;
 use crate::store::Store;
 use crate::store::sqlite::Embedded;
@@ -75,8 +76,10 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let store = embedded.store.clone();
     let new_admin_token = first_admin_token(&settings, &store).await?;
     let epoch = count_tenancy_changes(&store);
-    let (router, engine) = build(&settings, store, Arc::clone(&clock), epoch).await?;
     let stop = CancellationToken::new();
+    let feed = Feed::new(Arc::clone(&store.read), stop.clone());
+    store.write.queue().add_listener(feed.listener());
+    let (router, engine) = build(&settings, store, Arc::clone(&clock), epoch, feed).await?;
     let connections = TaskTracker::new();
     connections.spawn(http::listener::serve(listener, router, stop.clone(), connections.clone()));
     tracing::info!(address = %address, "server started");
@@ -89,6 +92,7 @@ async fn build(
     store: Store,
     clock: Arc<dyn Clock>,
     epoch: Arc<AtomicU64>,
+    feed: Feed,
 ) -> anyhow::Result<(axum::Router, Arc<Engine>)> {
     let guard = Arc::new(TargetGuard::new(guard_settings(settings), SystemResolver::new()));
     let sender_settings = sender::Settings {
@@ -113,8 +117,8 @@ async fn build(
         limits: VerificationLimits::new(verification_settings(settings)),
     };
     let directory = Directory::new(store.write.clone());
-    let state =
-        api::State { http: Arc::new(http), read: store.read, directory, subscriptions, clock };
+    let http = Arc::new(http);
+    let state = api::State { http, read: store.read, directory, subscriptions, feed, clock };
     Ok((api::router(Arc::new(state)), engine))
 }
 

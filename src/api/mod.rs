@@ -7,6 +7,7 @@ pub mod admin;
 pub mod conditions;
 pub mod contact_batch;
 pub mod contacts;
+pub mod feed;
 pub mod health;
 pub mod query;
 pub mod router;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 use crate::directory::Directory;
 use crate::domain::clock::Clock;
+use crate::feed::Feed;
 use crate::http::Http;
 use crate::store::Read;
 use crate::subscriptions::Subscriptions;
@@ -33,6 +35,8 @@ pub struct State {
     pub directory: Directory,
     /// Use cases of subscriptions.
     pub subscriptions: Subscriptions,
+    /// Reads of the event log, with and without a wait.
+    pub feed: Feed,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
 }

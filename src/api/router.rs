@@ -22,7 +22,7 @@ use crate::http::envelope::ApiError;
 use crate::http::limits::{BATCH_BODY_BYTES_MAX, BODY_BYTES_MAX, read_body};
 use crate::http::request_log;
 
-use super::{State, admin, contact_batch, contacts, health, subscription};
+use super::{State, admin, contact_batch, contacts, feed, health, subscription};
 
 /// What a handler gives.
 pub(super) type Answer = Result<Response, ApiError>;
@@ -187,6 +187,7 @@ where
 const SUBSCRIPTION: &str = "/v1/api/apps/{appID}/staff-contact-event-sub";
 const VERIFY: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/verify";
 const SECRET: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/secret";
+const EVENTS: &str = "/v1/api/apps/{appID}/staff-contact-events";
 const EVENT_HOOKS: &str = "/v1/api/apps/{appID}/event-hooks";
 const CONTACT_LIST: &str = "/v1/api/apps/{appID}/contacts/staffcontact-list";
 const CONTACTS: &str = "/v1/api/apps/{appID}/contacts/staff";
@@ -207,6 +208,7 @@ pub(super) fn routes() -> Vec<Route> {
         app(M::GET, SUBSCRIPTION, S::Events, subscription::get_subscription),
         app(M::POST, VERIFY, S::Events, subscription::verify_subscription),
         app(M::GET, SECRET, S::Events, subscription::get_secret),
+        app(M::GET, EVENTS, S::Events, feed::list_events),
         app(M::GET, EVENT_HOOKS, S::Events, subscription::list_event_hooks),
         app(M::GET, CONTACT_LIST, S::DirectoryRead, contacts::list_contacts),
         app(M::POST, CONTACTS, S::DirectoryWrite, contacts::create_contact),

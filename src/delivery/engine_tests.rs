@@ -27,7 +27,7 @@ use crate::domain::page::Page;
 use crate::domain::subscription::{SigningSecret, Subscription};
 use crate::domain::tenancy::{App, Scopes, Service, Token, TokenHash};
 use crate::store::command::{ContactAnswer, ContactChange, IfMatch, NewApp, SubscriptionWish};
-use crate::store::rows::{ContactList, ContactQuery, LaneRow, SubscriptionStatus};
+use crate::store::rows::{ContactList, ContactQuery, LaneRow, LogPage, SubscriptionStatus};
 use crate::store::sqlite::Embedded;
 use crate::store::{Answer, Commit, Error, Read, Store};
 
@@ -105,6 +105,9 @@ impl Read for SlowRead {
                 .await;
             self.inner.list_events(s, a, l).await
         })
+    }
+    fn list_log(&self, s: ServiceId, a: u64, l: u32) -> Answer<'_, Option<LogPage>> {
+        self.inner.list_log(s, a, l)
     }
     fn check(&self) -> Answer<'_, ()> {
         self.inner.check()

@@ -29,6 +29,7 @@ where
     G: Future<Output = Store>,
 {
     changes_and_events_are_numbered_without_gaps(open().await).await;
+    a_page_of_the_log_comes_with_its_head(open().await).await;
     refused_commands_leave_no_trace(open().await).await;
     extensions_are_the_lowest_free(open().await).await;
     versions_are_checked(open().await).await;
@@ -132,6 +133,26 @@ async fn changes_and_events_are_numbered_without_gaps(store: Store) {
     assert_eq!(head(&store, service).await, 3);
     assert_eq!(store.read.list_events(service, 1, 1).await.unwrap(), events[1..2]);
     assert_eq!(store.read.find_contact(service, ana.id).await.unwrap(), None);
+}
+
+async fn a_page_of_the_log_comes_with_its_head(store: Store) {
+    let service = service(&store).await;
+    let other = self::service(&store).await;
+    create(&store, other, "x@example.org").await;
+    for number in 0..3 {
+        create(&store, service, &format!("c{number}@example.org")).await;
+    }
+    let page = async |after, limit| {
+        let page = store.read.list_log(service, after, limit).await.unwrap().unwrap();
+        (page.events.iter().map(|event| event.sequence).collect::<Vec<_>>(), page.newest)
+    };
+
+    assert_eq!(page(0, 2).await, (vec![1, 2], 3));
+    assert_eq!(page(2, 2).await, (vec![3], 3));
+    assert_eq!(page(3, 2).await, (vec![], 3));
+    assert_eq!(page(u64::MAX, 2).await, (vec![], 3));
+    store.write.delete_service(service).await.unwrap();
+    assert_eq!(store.read.list_log(service, 0, 2).await, Ok(None));
 }
 
 async fn refused_commands_leave_no_trace(store: Store) {

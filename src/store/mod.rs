@@ -26,7 +26,7 @@ use crate::domain::subscription::{SigningSecret, Subscription};
 use crate::domain::tenancy::{App, Service, TokenHash};
 
 use self::queue::Write;
-use self::rows::{ContactList, ContactQuery, LaneRow, SubscriptionStatus};
+use self::rows::{ContactList, ContactQuery, LaneRow, LogPage, SubscriptionStatus};
 
 /// What went wrong, as far as a caller can act on it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,6 +108,8 @@ pub trait Read: Send + Sync + std::fmt::Debug {
     fn find_lane(&self, service: ServiceId, app: AppId) -> Answer<'_, Option<LaneRow>>;
     /// Events after a number, in order, at most `limit`, without gaps among them.
     fn list_events(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Vec<Event>>;
+    /// As [`Self::list_events`], together with the head at the same instant; `None` when there is no such service.
+    fn list_log(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Option<LogPage>>;
     /// Whether the store can be read and written; the reason when not.
     fn check(&self) -> Answer<'_, ()>;
 }

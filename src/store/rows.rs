@@ -2,6 +2,7 @@
 
 use crate::domain::clock::Timestamp;
 use crate::domain::contact::StaffContact;
+use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::subscription::{SigningSecret, Subscription};
 
@@ -25,6 +26,15 @@ pub struct ContactList {
     pub items: Vec<StaffContact>,
     /// The head of the log at the same instant.
     pub sequence: u64,
+}
+
+/// A part of the event log, and its head at the same instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogPage {
+    /// Events in order of their numbers.
+    pub events: Vec<Event>,
+    /// The head of the log.
+    pub newest: u64,
 }
 
 /// Where a subscription stands, for the app that owns it.

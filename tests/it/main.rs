@@ -11,6 +11,7 @@ mod api_auth;
 mod api_challenge;
 mod api_contacts;
 mod api_errors;
+mod api_feed;
 mod api_subscription;
 mod congress;
 mod delivery_order;

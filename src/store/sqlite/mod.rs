@@ -21,7 +21,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OpenFlags};
 
 use super::queue::{Queue, Write};
-use super::rows::{ContactList, ContactQuery, LaneRow, SubscriptionStatus};
+use super::rows::{ContactList, ContactQuery, LaneRow, LogPage, SubscriptionStatus};
 use super::{Answer, Error, Read, Store};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::contact::StaffContact;
@@ -251,6 +251,10 @@ impl Read for Reader {
 
     fn list_events(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Vec<Event>> {
         self.pool.read(move |c| events::list_events(c, service, after, limit))
+    }
+
+    fn list_log(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Option<LogPage>> {
+        self.pool.scan(move |c| events::list_log(c, service, after, limit))
     }
 
     fn check(&self) -> Answer<'_, ()> {
