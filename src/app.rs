@@ -142,7 +142,7 @@ fn random_token(prefix: &str) -> anyhow::Result<Token> {
     Ok(Token::from_random(prefix, random))
 }
 
-/// A count that grows with every commit that changed a service, app, token or secret.
+/// A count that grows with every commit that changed a service, app or token.
 fn count_tenancy_changes(store: &Store) -> Arc<AtomicU64> {
     let epoch = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&epoch);

@@ -187,6 +187,7 @@ where
 const SUBSCRIPTION: &str = "/v1/api/apps/{appID}/staff-contact-event-sub";
 const VERIFY: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/verify";
 const SECRET: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/secret";
+const SECRET_ROTATE: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/secret/rotate";
 const EVENTS: &str = "/v1/api/apps/{appID}/staff-contact-events";
 const EVENT_HOOKS: &str = "/v1/api/apps/{appID}/event-hooks";
 const CONTACT_LIST: &str = "/v1/api/apps/{appID}/contacts/staffcontact-list";
@@ -208,6 +209,7 @@ pub(super) fn routes() -> Vec<Route> {
         app(M::GET, SUBSCRIPTION, S::Events, subscription::get_subscription),
         app(M::POST, VERIFY, S::Events, subscription::verify_subscription),
         app(M::GET, SECRET, S::Events, subscription::get_secret),
+        app(M::POST, SECRET_ROTATE, S::Events, subscription::rotate_secret),
         app(M::GET, EVENTS, S::Events, feed::list_events),
         app(M::GET, EVENT_HOOKS, S::Events, subscription::list_event_hooks),
         app(M::GET, CONTACT_LIST, S::DirectoryRead, contacts::list_contacts),

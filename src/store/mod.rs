@@ -22,7 +22,7 @@ use crate::domain::contact::{FieldError, StaffContact};
 use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::page::Page;
-use crate::domain::subscription::{SigningSecret, Subscription};
+use crate::domain::subscription::{StoredSecret, Subscription};
 use crate::domain::tenancy::{App, Service, TokenHash};
 
 use self::queue::Write;
@@ -99,7 +99,7 @@ pub trait Read: Send + Sync + std::fmt::Debug {
         service: ServiceId,
         app: AppId,
         now: Timestamp,
-    ) -> Answer<'_, Vec<SigningSecret>>;
+    ) -> Answer<'_, Vec<StoredSecret>>;
     /// The head of every service's log.
     fn list_heads(&self) -> Answer<'_, Vec<(ServiceId, u64)>>;
     /// Every enabled subscription with its progress and held deliveries, in one pass.
@@ -121,12 +121,25 @@ pub struct Commit {
     pub events: Vec<Arc<Event>>,
     /// Subscriptions whose generation changed.
     pub subscriptions: Vec<(ServiceId, AppId)>,
-    /// Whether a service, app, token or secret changed.
+    /// Whether a service, app or token changed.
     pub tenancy: bool,
+    /// Apps whose signing secrets changed; a later entry of an app replaces an earlier one.
+    pub secrets: Vec<ChangedSecrets>,
     /// Services that were hidden: their lanes must stop.
     pub hidden: Vec<ServiceId>,
     /// Whether the store was opened again after a failure: everything held in memory must be read anew.
     pub reopened: bool,
+}
+
+/// The secrets of an app after a rotation.
+#[derive(Clone, Debug)]
+pub struct ChangedSecrets {
+    /// The tenant.
+    pub service: ServiceId,
+    /// The app.
+    pub app: AppId,
+    /// Those that sign from now on, newest first.
+    pub secrets: Arc<[StoredSecret]>,
 }
 
 /// Hears of commits. Called on the writer's own thread: it must not block.

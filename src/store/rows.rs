@@ -4,7 +4,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::contact::StaffContact;
 use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
-use crate::domain::subscription::{SigningSecret, Subscription};
+use crate::domain::subscription::{StoredSecret, Subscription};
 
 /// Which slice of the roll is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,8 +98,8 @@ pub struct ExhaustedRow {
 pub struct LaneRow {
     /// The subscription.
     pub subscription: Subscription,
-    /// The secrets that sign for it, newest first.
-    pub secrets: Vec<SigningSecret>,
+    /// The secrets that sign for it, newest first; some may have expired.
+    pub secrets: Vec<StoredSecret>,
     /// Everything up to it is finished or held.
     pub cursor: u64,
     /// Finished events above the cursor: bit `n` (least significant first) is event `cursor + 1 + n`.

@@ -8,11 +8,12 @@ use serde_json::json;
 use crate::harness::server::TestServer;
 
 /// Every route of an app, with the scope that it needs.
-const APP_ROUTES: [(&str, &str, &str); 12] = [
+const APP_ROUTES: [(&str, &str, &str); 13] = [
     ("PATCH", "/staff-contact-event-sub", "events"),
     ("GET", "/staff-contact-event-sub", "events"),
     ("POST", "/staff-contact-event-sub/verify", "events"),
     ("GET", "/staff-contact-event-sub/secret", "events"),
+    ("POST", "/staff-contact-event-sub/secret/rotate", "events"),
     ("GET", "/staff-contact-events", "events"),
     ("GET", "/event-hooks", "events"),
     ("GET", "/contacts/staffcontact-list", "directory:read"),

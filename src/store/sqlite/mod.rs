@@ -28,7 +28,7 @@ use crate::domain::contact::StaffContact;
 use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::page::Page;
-use crate::domain::subscription::{SigningSecret, Subscription};
+use crate::domain::subscription::{StoredSecret, Subscription};
 use crate::domain::tenancy::{App, Service, TokenHash};
 
 use self::pool::Pool;
@@ -233,7 +233,7 @@ impl Read for Reader {
         service: ServiceId,
         app: AppId,
         now: Timestamp,
-    ) -> Answer<'_, Vec<SigningSecret>> {
+    ) -> Answer<'_, Vec<StoredSecret>> {
         self.pool.read(move |c| tenancy::list_signing_secrets(c, service, app, now))
     }
 
