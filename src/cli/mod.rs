@@ -10,6 +10,7 @@ mod config;
 mod connection;
 mod dev;
 mod dev_credentials;
+mod events;
 mod listen;
 mod listen_answer;
 mod listen_receiver;
@@ -58,6 +59,8 @@ enum Command {
     Dev(dev::DevArgs),
     /// Run a receiver that prints notifications, and subscribe it.
     Listen(listen::ListenArgs),
+    /// List the event log of a service, or follow it (`AppToken`).
+    Events(events::EventsArgs),
     /// Create, list and delete services (admin token).
     #[command(subcommand)]
     Service(service::ServiceCommand),
@@ -67,7 +70,7 @@ enum Command {
     /// List, show, create, edit and delete staff contacts (`AppToken`).
     #[command(subcommand)]
     Staff(staff::StaffCommand),
-    /// Show and set the subscription of an app (`AppToken`).
+    /// Show, set and verify the subscription of an app, rotate its secret (`AppToken`).
     #[command(subcommand)]
     Subscription(subscription::SubscriptionCommand),
     /// Replace a lost admin token while no server runs.
@@ -109,6 +112,7 @@ async fn run_command(command: Command) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(args).await,
         Command::Dev(args) => dev::run(args).await,
         Command::Listen(args) => listen::run(args).await,
+        Command::Events(args) => events::run(args).await,
         Command::Service(command) => service::run(command).await,
         Command::App(command) => app::run(command).await,
         Command::Staff(command) => staff::run(command).await,
@@ -163,6 +167,10 @@ mod tests {
             "rollcall staff create --first-name A --last-name B --email a@b.c --phone +4412345",
             "rollcall staff edit sc_1 --job-title Lead --unset role --unset phone --if-match 3",
             "rollcall subscription set --target https://x.example --enabled false",
+            "rollcall subscription verify --json",
+            "rollcall subscription rotate-secret --app app_1 --token t",
+            "rollcall events",
+            "rollcall events --after 7 --limit 500 --follow --json",
             "rollcall app list",
             "rollcall listen --keep",
             "rollcall admin-token reset --data-dir d",
@@ -186,6 +194,9 @@ mod tests {
             "rollcall listen --secret whsec_x",
             "rollcall staff create --first-name A",
             "rollcall subscription set --enabled true",
+            "rollcall events --limit 0",
+            "rollcall events --limit 501",
+            "rollcall events --after -1",
             "rollcall app create CRM --service s --scopes events,all",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

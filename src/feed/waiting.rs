@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use crate::domain::id::ServiceId;
 use crate::store::Commit;
 
-/// Requests that wait at a time, over all services. Each holds one of the listener's 4,096 connections: more could
-/// keep other requests out, fewer would turn readers away earlier.
+/// Requests that wait at a time, over all services. Each holds a connection, and this is a quarter of those that the
+/// listener allows: more could keep other requests out, fewer would turn readers away earlier.
 pub(super) const WAITING_MAX: usize = 1024;
 
 /// Requests of one service that wait at a time: a quarter, so that no service takes all places.

@@ -13,6 +13,7 @@ mod api_contacts;
 mod api_errors;
 mod api_feed;
 mod api_subscription;
+mod cli_events;
 mod congress;
 mod delivery_order;
 mod delivery_restart;
