@@ -165,3 +165,26 @@ async fn waiting_requests_do_not_hold_up_the_stop() {
         assert_eq!(numbers(&page), [0; 0]);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_more_than_may_wait_is_told_to_come_back_until_a_caller_has_gone() {
+    let server = TestServer::builder().flag("--log", "debug").start().await;
+    let app = server.app();
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..256 {
+        let app = app.clone();
+        asking.spawn(async move { app.get(&format!("{FEED}?wait=30")).await });
+    }
+    wait_for_waiting(&server, 256).await;
+
+    let refused = app.get(&format!("{FEED}?wait=1")).await;
+    refused.refused(503, 6_451_001);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    feed(&app, "").await;
+
+    asking.shutdown().await;
+    eventually("there is a place again", || async {
+        (app.get(&format!("{FEED}?wait=1")).await.status == 200).then_some(())
+    })
+    .await;
+}

@@ -156,6 +156,31 @@ async fn events_lists_a_page_and_says_where_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn events_that_are_not_kept_any_more_are_told() {
+    let dir = std::env::temp_dir().join(format!("rollcall-it-{}-gap", std::process::id()));
+    let mut server = TestServer::builder().data_dir(&dir).start().await;
+    for name in ["Reyes", "Lund", "Ng"] {
+        server.app().create_contact("Ana", name).await;
+    }
+    server.kill();
+    let file = rusqlite::Connection::open(dir.join("rollcall.db")).unwrap();
+    file.execute("DELETE FROM events WHERE sequence < 3", []).unwrap();
+    drop(file);
+    server.restart().await;
+
+    let page = server.app().get("/staff-contact-events").await.expect(200);
+    let (code, out, err) = run(&server, "events").await;
+    let (_, json, _) = run(&server, "events --json").await;
+
+    server.kill();
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(page["gap"], serde_json::json!({"from": 1, "to": 2}));
+    assert_eq!((code, out.len()), (Some(0), 1));
+    assert_eq!(err, ["the events 1 to 2 are not kept any more"]);
+    assert_eq!((json[0].as_str(), json.len()), (r#"{"gap":{"from":1,"to":2}}"#, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn follow_prints_what_comes_survives_an_outage_and_ends_at_ctrl_c() {
     let mut server = TestServer::start().await;
     let way = Way::start(server.address()).await;
