@@ -23,6 +23,7 @@ use crate::delivery::target_guard::{self, SystemResolver, TargetGuard};
 use crate::directory::Directory;
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::tenancy::Token;
+use crate::feed::Feed;
 use crate::http::Http;
 use crate::http::tls::Tls;
 use crate::store::Store;
@@ -82,8 +83,10 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let store = embedded.store.clone();
     let new_admin_token = first_admin_token(&settings, &store).await?;
     let epoch = count_tenancy_changes(&store);
-    let (router, engine) = build(&settings, store, Arc::clone(&clock), epoch).await?;
     let stop = CancellationToken::new();
+    let feed = Feed::new(Arc::clone(&store.read), stop.clone());
+    store.write.queue().add_listener(feed.listener());
+    let (router, engine) = build(&settings, store, Arc::clone(&clock), epoch, feed).await?;
     let connections = TaskTracker::new();
     let listening =
         http::listener::serve(listener, tls.clone(), router, stop.clone(), connections.clone());
@@ -110,6 +113,7 @@ async fn build(
     store: Store,
     clock: Arc<dyn Clock>,
     epoch: Arc<AtomicU64>,
+    feed: Feed,
 ) -> anyhow::Result<(axum::Router, Arc<Engine>)> {
     let guard = Arc::new(TargetGuard::new(guard_settings(settings), SystemResolver::new()));
     let sender_settings = sender::Settings {
@@ -134,8 +138,8 @@ async fn build(
         limits: VerificationLimits::new(verification_settings(settings)),
     };
     let directory = Directory::new(store.write.clone());
-    let state =
-        api::State { http: Arc::new(http), read: store.read, directory, subscriptions, clock };
+    let http = Arc::new(http);
+    let state = api::State { http, read: store.read, directory, subscriptions, feed, clock };
     Ok((api::router(Arc::new(state)), engine))
 }
 
@@ -163,7 +167,7 @@ fn random_token(prefix: &str) -> anyhow::Result<Token> {
     Ok(Token::from_random(prefix, random))
 }
 
-/// A count that grows with every commit that changed a service, app, token or secret.
+/// A count that grows with every commit that changed a service, app or token.
 fn count_tenancy_changes(store: &Store) -> Arc<AtomicU64> {
     let epoch = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&epoch);

@@ -10,6 +10,7 @@ pub mod config;
 pub mod delivery;
 pub mod directory;
 pub mod domain;
+pub mod feed;
 pub mod http;
 pub mod store;
 pub mod subscriptions;

@@ -8,20 +8,31 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Who may import whom, from the bottom to the top. Nobody imports a later row.
-const IMPORTS: [(&str, &[&str]); 12] = [
+const IMPORTS: [(&str, &[&str]); 13] = [
     ("domain", &[]),
     ("store", &["domain"]),
     ("directory", &["domain", "store"]),
     ("delivery", &["domain", "store"]),
     // Challenges are sent by the sender, and the state of a subscription is known to its lane.
     ("subscriptions", &["domain", "store", "delivery"]),
+    ("feed", &["domain", "store"]),
     ("http", &["domain", "store"]),
-    ("api", &["domain", "store", "directory", "subscriptions", "http"]),
+    ("api", &["domain", "store", "directory", "subscriptions", "feed", "http"]),
     // For the `Settings` of each part, and the types in them.
     ("config", &["domain", "store", "directory", "delivery", "subscriptions", "http", "api"]),
     (
         "app",
-        &["domain", "store", "directory", "delivery", "subscriptions", "http", "api", "config"],
+        &[
+            "domain",
+            "store",
+            "directory",
+            "delivery",
+            "subscriptions",
+            "feed",
+            "http",
+            "api",
+            "config",
+        ],
     ),
     // `listen` is a receiver: it verifies with the signatures of `delivery`.
     ("cli", &["domain", "delivery", "config", "app"]),

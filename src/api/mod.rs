@@ -8,6 +8,7 @@ pub mod conditions;
 pub mod contact_batch;
 pub mod contacts;
 pub mod deliveries;
+pub mod feed;
 pub mod health;
 pub mod query;
 pub mod router;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use crate::directory::Directory;
 use crate::domain::clock::Clock;
+use crate::feed::Feed;
 use crate::http::Http;
 use crate::store::Read;
 use crate::subscriptions::Subscriptions;
@@ -34,6 +36,8 @@ pub struct State {
     pub directory: Directory,
     /// Use cases of subscriptions.
     pub subscriptions: Subscriptions,
+    /// Reads of the event log, with and without a wait.
+    pub feed: Feed,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
 }

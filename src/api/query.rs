@@ -1,8 +1,10 @@
 //! Query parameters: those that are known are judged strictly, others are passed over.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::domain::page::{PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX};
+use crate::feed::{FeedQuery, WAIT_MAX};
 use crate::http::envelope::ApiError;
 use crate::store::rows::ContactQuery;
 
@@ -73,6 +75,17 @@ impl<'a> Query<'a> {
         }
     }
 
+    /// Which part of the event log is wanted, and for how long to wait for it.
+    pub(super) fn feed(&self) -> Result<FeedQuery, ApiError> {
+        let after = self.number("after")?.unwrap_or(0).min(i64::MAX.unsigned_abs());
+        let limit = self.cursor_limit()?;
+        let wait = Duration::from_secs(self.number("wait")?.unwrap_or(0));
+        if wait > WAIT_MAX {
+            return Err(ApiError::invalid(format!("exceed maximum wait {}", WAIT_MAX.as_secs())));
+        }
+        Ok(FeedQuery { after, limit, wait })
+    }
+
     /// Which slice of the roll is wanted.
     pub(super) fn contacts(&self) -> Result<ContactQuery, ApiError> {
         let offset = self.number("offset")?.unwrap_or(0).min(i64::MAX.unsigned_abs());
@@ -84,7 +97,10 @@ impl<'a> Query<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::Query;
+    use crate::feed::FeedQuery;
     use crate::store::rows::ContactQuery;
 
     fn check(query: &str, expected: Result<(u64, u32, Option<&str>), &str>) {
@@ -115,5 +131,28 @@ mod tests {
         check("limit=ten", Err("limit: must be a whole number"));
         check("limit=1&limit=2", Err("limit: is given more than once"));
         check("fullName=", Ok((0, 50, None)));
+    }
+
+    #[test]
+    fn the_feed_is_asked_within_its_limits() {
+        let judge = |query: &str| Query::parse(Some(query)).feed().map_err(|error| error.message);
+        let feed = |after, limit, seconds| {
+            Ok(FeedQuery { after, limit, wait: Duration::from_secs(seconds) })
+        };
+        let refused = |message: &'static str| Err(message.into());
+
+        assert_eq!(judge(""), feed(0, 50, 0));
+        assert_eq!(judge("after=7&limit=500&wait=30&x=1"), feed(7, 500, 30));
+        assert_eq!(judge("after=99999999999999999999"), feed(i64::MAX.unsigned_abs(), 50, 0));
+        assert_eq!(judge("limit=501"), refused("exceed maximum limit 500"));
+        assert_eq!(judge("limit=0"), refused("limit: must be from 1 to 500"));
+        assert_eq!(judge("limit=-1"), refused("negative limit"));
+        assert_eq!(judge("after=-1"), refused("negative after"));
+        assert_eq!(judge("after=x"), refused("after: must be a whole number"));
+        assert_eq!(judge("wait=31"), refused("exceed maximum wait 30"));
+        assert_eq!(judge("wait=99999999999999999999"), refused("exceed maximum wait 30"));
+        assert_eq!(judge("wait=-1"), refused("negative wait"));
+        assert_eq!(judge("wait=1.5"), refused("wait: must be a whole number"));
+        assert_eq!(judge("wait=1&wait=1"), refused("wait: is given more than once"));
     }
 }

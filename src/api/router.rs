@@ -22,7 +22,7 @@ use crate::http::envelope::ApiError;
 use crate::http::limits::{BATCH_BODY_BYTES_MAX, BODY_BYTES_MAX, read_body};
 use crate::http::request_log;
 
-use super::{State, admin, contact_batch, contacts, deliveries, health, subscription};
+use super::{State, admin, contact_batch, contacts, deliveries, feed, health, subscription};
 
 /// What a handler gives.
 pub(super) type Answer = Result<Response, ApiError>;
@@ -192,6 +192,8 @@ const REDELIVER: &str =
     "/v1/api/apps/{appID}/staff-contact-event-sub/deliveries/{sequence}/redeliver";
 const REPLAY: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/replay";
 const SECRET: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/secret";
+const SECRET_ROTATE: &str = "/v1/api/apps/{appID}/staff-contact-event-sub/secret/rotate";
+const EVENTS: &str = "/v1/api/apps/{appID}/staff-contact-events";
 const EVENT_HOOKS: &str = "/v1/api/apps/{appID}/event-hooks";
 const CONTACT_LIST: &str = "/v1/api/apps/{appID}/contacts/staffcontact-list";
 const CONTACTS: &str = "/v1/api/apps/{appID}/contacts/staff";
@@ -216,6 +218,8 @@ pub(super) fn routes() -> Vec<Route> {
         app(M::POST, REDELIVER, S::Events, deliveries::redeliver),
         app(M::POST, REPLAY, S::Events, deliveries::replay),
         app(M::GET, SECRET, S::Events, subscription::get_secret),
+        app(M::POST, SECRET_ROTATE, S::Events, subscription::rotate_secret),
+        app(M::GET, EVENTS, S::Events, feed::list_events),
         app(M::GET, EVENT_HOOKS, S::Events, subscription::list_event_hooks),
         app(M::GET, CONTACT_LIST, S::DirectoryRead, contacts::list_contacts),
         app(M::POST, CONTACTS, S::DirectoryWrite, contacts::create_contact),

@@ -16,6 +16,7 @@ use crate::delivery::target_guard::{self, SystemResolver, TargetGuard};
 use crate::directory::Directory;
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::tenancy::Token;
+use crate::feed::Feed;
 use crate::http::{self, Http, listener};
 use crate::store::sqlite::Embedded;
 use crate::store::sqlite::retention::Retention;
@@ -57,6 +58,8 @@ impl Server {
         )
         .await
         .unwrap();
+        let feed = Feed::new(Arc::clone(&store.read), CancellationToken::new());
+        store.write.queue().add_listener(feed.listener());
         let state = super::State {
             http: Arc::new(Http::new(&http_settings(), store.read.clone(), clock.clone(), epoch)),
             read: store.read.clone(),
@@ -69,6 +72,7 @@ impl Server {
                 clock: Arc::clone(&clock),
                 limits: VerificationLimits::new(subscriptions::Settings::default()),
             },
+            feed,
             clock,
         };
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();

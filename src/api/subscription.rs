@@ -120,6 +120,11 @@ pub(super) async fn get_secret(state: Arc<State>, caller: Caller, _call: Call) -
     Ok(success(StatusCode::OK, &format!(r#"{{"secret":{}}}"#, json_text(&secret))))
 }
 
+pub(super) async fn rotate_secret(state: Arc<State>, caller: Caller, _call: Call) -> Answer {
+    let secret = state.subscriptions.rotate_secret(caller.service(), caller.app()).await?;
+    Ok(success(StatusCode::OK, &format!(r#"{{"secret":{}}}"#, json_text(&secret))))
+}
+
 pub(super) async fn list_event_hooks(state: Arc<State>, caller: Caller, _call: Call) -> Answer {
     let hook = state.subscriptions.find_hook(caller.service(), caller.app()).await?;
     let items = hook.map_or_else(String::new, |subscription| {

@@ -50,6 +50,13 @@ pub(super) struct Refused {
     message: String,
 }
 
+#[cfg(test)]
+impl Refused {
+    pub(super) fn new(status: StatusCode, code: i64, message: String) -> Self {
+        Self { status, code, message }
+    }
+}
+
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let message = super::output::plain(&self.message);

@@ -11,6 +11,7 @@ mod connection;
 mod deliveries;
 mod dev;
 mod dev_credentials;
+mod events;
 mod listen;
 mod listen_answer;
 mod listen_receiver;
@@ -59,6 +60,8 @@ enum Command {
     Dev(dev::DevArgs),
     /// Run a receiver that prints notifications, and subscribe it.
     Listen(listen::ListenArgs),
+    /// List the event log of a service, or follow it (`AppToken`).
+    Events(events::EventsArgs),
     /// Create, list and delete services (admin token).
     #[command(subcommand)]
     Service(service::ServiceCommand),
@@ -68,7 +71,7 @@ enum Command {
     /// List, show, create, edit and delete staff contacts (`AppToken`).
     #[command(subcommand)]
     Staff(staff::StaffCommand),
-    /// Show and set the subscription of an app (`AppToken`).
+    /// Show, set and verify the subscription of an app, rotate its secret (`AppToken`).
     #[command(subcommand)]
     Subscription(subscription::SubscriptionCommand),
     /// List and show what failed, send one event again (`AppToken`).
@@ -115,6 +118,7 @@ async fn run_command(command: Command) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(args).await,
         Command::Dev(args) => dev::run(args).await,
         Command::Listen(args) => listen::run(args).await,
+        Command::Events(args) => events::run(args).await,
         Command::Service(command) => service::run(command).await,
         Command::App(command) => app::run(command).await,
         Command::Staff(command) => staff::run(command).await,
@@ -176,6 +180,10 @@ mod tests {
             "rollcall deliveries redeliver 7",
             "rollcall replay --since 2026-11-23T12:00:00Z",
             "rollcall replay --after 7 --json",
+            "rollcall subscription verify --json",
+            "rollcall subscription rotate-secret --app app_1 --token t",
+            "rollcall events",
+            "rollcall events --after 7 --limit 500 --follow --json",
             "rollcall app list",
             "rollcall listen --keep",
             "rollcall admin-token reset --data-dir d",
@@ -202,6 +210,9 @@ mod tests {
             "rollcall listen --secret whsec_x",
             "rollcall staff create --first-name A",
             "rollcall subscription set --enabled true",
+            "rollcall events --limit 0",
+            "rollcall events --limit 501",
+            "rollcall events --after -1",
             "rollcall app create CRM --service s --scopes events,all",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

@@ -32,6 +32,14 @@ impl Ordered {
         }
     }
 
+    /// The number, if it is a whole one from 0.
+    pub(super) fn as_u64(&self) -> Option<u64> {
+        match self {
+            Self::Plain(value) => value.as_u64(),
+            Self::List(_) | Self::Object(_) => None,
+        }
+    }
+
     /// The entries, if it is a list.
     pub(super) fn as_list(&self) -> Option<&[Self]> {
         match self {

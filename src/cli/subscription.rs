@@ -26,6 +26,16 @@ pub(super) enum SubscriptionCommand {
         #[command(flatten)]
         connection: AppConnection,
     },
+    /// Challenge the stored URL again and change nothing: a test of the receiver; exit code 1 when it fails.
+    Verify {
+        #[command(flatten)]
+        connection: AppConnection,
+    },
+    /// Make a new signing secret; the earlier ones sign 24 h longer, at most three in all.
+    RotateSecret {
+        #[command(flatten)]
+        connection: AppConnection,
+    },
 }
 
 /// Runs the command.
@@ -33,18 +43,30 @@ pub(super) async fn run(command: SubscriptionCommand) -> anyhow::Result<()> {
     match command {
         SubscriptionCommand::Show { connection } => {
             let (client, app) = connection.client()?;
-            let result = client.ask(Method::GET, &path(&app)).await?;
+            let result = client.ask(Method::GET, &path(&app, &[])).await?;
             connection.connection.show(&result, fields)
         }
         SubscriptionCommand::Set { target, enabled, connection } => {
             let (client, app) = connection.client()?;
             let body = json!({"enabled": enabled, "url": target});
-            let result = client.tell(Method::PATCH, &path(&app), &body, None).await?;
+            let result = client.tell(Method::PATCH, &path(&app, &[]), &body, None).await?;
             connection.connection.show(&result, fields)
+        }
+        SubscriptionCommand::Verify { connection } => {
+            let (client, app) = connection.client()?;
+            let result = client.ask(Method::POST, &path(&app, &["verify"])).await?;
+            connection.connection.show(&result, fields)
+        }
+        SubscriptionCommand::RotateSecret { connection } => {
+            let (client, app) = connection.client()?;
+            let result = client.ask(Method::POST, &path(&app, &["secret", "rotate"])).await?;
+            connection.connection.show(&result, |result| {
+                format!("{}\n\nthe earlier secrets sign 24 h longer", fields(result))
+            })
         }
     }
 }
 
-fn path(app: &str) -> [&str; 5] {
-    ["v1", "api", "apps", app, "staff-contact-event-sub"]
+fn path<'a>(app: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
+    ["v1", "api", "apps", app, "staff-contact-event-sub"].iter().chain(rest).copied().collect()
 }

@@ -21,7 +21,7 @@ use super::sender::{
 };
 use super::target_guard::{Refusal, Step};
 use crate::domain::strict_json;
-use crate::domain::subscription::SigningSecret;
+use crate::domain::subscription::StoredSecret;
 
 /// Time for the whole verification. A caller of the API waits for it, so longer outlasts his own timeout;
 /// shorter fails receivers that start on demand.
@@ -109,7 +109,7 @@ impl From<&Refusal> for VerificationFailure {
 pub async fn verify(
     sender: &Sender,
     line: &Line,
-    secrets: &[SigningSecret],
+    secrets: &[StoredSecret],
     nonce: &Nonce,
 ) -> Result<(), VerificationFailure> {
     // Hexadecimal digits need no escaping.

@@ -22,7 +22,7 @@ use super::target_guard::Step;
 use crate::domain::clock::{Moment, Timestamp};
 use crate::domain::event::Event;
 use crate::domain::id::ContactId;
-use crate::domain::subscription::SigningSecret;
+use crate::domain::subscription::StoredSecret;
 use crate::store::Error;
 use crate::store::queue::WaitingRecord;
 use crate::store::rows::{
@@ -42,7 +42,7 @@ struct State {
     lane: Lane,
     url: String,
     line: Option<Arc<Line>>,
-    secrets: Arc<[SigningSecret]>,
+    secrets: Arc<[StoredSecret]>,
     /// Loaded events that have not been started yet.
     events: Loaded,
     held_max: usize,
@@ -52,7 +52,7 @@ struct State {
     timer: Option<Moment>,
     reported: Report,
     halted: bool,
-    /// How often it was halted: a row that was read before the last halt must not start it again.
+    /// How often it was halted or got other secrets: a row that was read before must not start it again.
     halts: u64,
     /// The engine wanted to load it while a record was under way.
     load_deferred: bool,
@@ -259,7 +259,7 @@ impl LaneDriver {
         &self,
         event: Option<Arc<Event>>,
         line: Option<Arc<Line>>,
-        secrets: &[SigningSecret],
+        secrets: &[StoredSecret],
         sequence: u64,
         number: u32,
     ) -> Option<Answer> {
@@ -382,7 +382,14 @@ impl LaneDriver {
         self.step_locked(&mut state, Input::Tick);
     }
 
-    /// How often it was halted, to be asked before its row is read.
+    /// Signs with other secrets from the next attempt on.
+    pub(super) fn set_secrets(&self, secrets: Arc<[StoredSecret]>) {
+        let mut state = self.lock();
+        state.secrets = secrets;
+        state.halts += 1;
+    }
+
+    /// How often it was halted or got other secrets, to be asked before its row is read.
     pub(super) fn halts(&self) -> u64 {
         self.lock().halts
     }

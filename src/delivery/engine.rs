@@ -187,6 +187,12 @@ impl Shared {
                 lane.step(Input::Halt);
             }
         }
+        // Here too: whoever has its new secret must not get a notification that is not signed with it.
+        for changed in &commit.secrets {
+            if let Some(lane) = self.find((changed.service, changed.app)) {
+                lane.set_secrets(Arc::clone(&changed.secrets));
+            }
+        }
         for service in &commit.hidden {
             for lane in self.lanes_of(*service) {
                 lane.step(Input::Halt);

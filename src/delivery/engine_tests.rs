@@ -14,21 +14,24 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 use super::{Engine, Settings};
 use crate::delivery::lane;
 use crate::delivery::sender::{self, Sender};
+use crate::delivery::signing;
 use crate::delivery::target_guard::{Settings as GuardSettings, SystemResolver, TargetGuard};
-use crate::domain::clock::{Clock, SystemClock, Timestamp};
+use crate::domain::clock::{Clock, Moment, SystemClock, Timestamp};
 use crate::domain::contact::{ContactPatch, StaffContact};
 use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::page::Page;
-use crate::domain::subscription::{SigningSecret, Subscription};
+use crate::domain::subscription::{SigningSecret, StoredSecret, Subscription};
 use crate::domain::tenancy::{App, Scopes, Service, Token, TokenHash};
 use crate::store::command::{ContactAnswer, ContactChange, IfMatch, NewApp, SubscriptionWish};
 use crate::store::rows::{
-    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, SubscriptionStatus,
+    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, LogPage,
+    SubscriptionStatus,
 };
 use crate::store::sqlite::Embedded;
 use crate::store::sqlite::retention::Retention;
@@ -78,7 +81,7 @@ impl Read for SlowRead {
         s: ServiceId,
         a: AppId,
         n: Timestamp,
-    ) -> Answer<'_, Vec<SigningSecret>> {
+    ) -> Answer<'_, Vec<StoredSecret>> {
         self.inner.list_signing_secrets(s, a, n)
     }
     fn list_heads(&self) -> Answer<'_, Vec<(ServiceId, u64)>> {
@@ -123,9 +126,38 @@ impl Read for SlowRead {
     fn list_later_events(&self, s: ServiceId, n: u64) -> Answer<'_, LaterEvents> {
         self.inner.list_later_events(s, n)
     }
+    fn list_log(&self, s: ServiceId, a: u64, l: u32) -> Answer<'_, Option<LogPage>> {
+        self.inner.list_log(s, a, l)
+    }
     fn check(&self) -> Answer<'_, ()> {
         self.inner.check()
     }
+}
+
+/// The machine's clock, some time ahead.
+#[derive(Debug, Default)]
+struct AheadClock {
+    clock: SystemClock,
+    ahead_seconds: AtomicU64,
+}
+
+impl Clock for AheadClock {
+    fn now(&self) -> Timestamp {
+        let ahead = Duration::from_secs(self.ahead_seconds.load(Ordering::SeqCst));
+        self.clock.now().plus(ahead)
+    }
+    fn moment(&self) -> Moment {
+        self.clock.moment()
+    }
+}
+
+/// A request as far as its signature goes.
+#[derive(Debug, Default)]
+struct Signed {
+    id: String,
+    timestamp: String,
+    signature: String,
+    body: Vec<u8>,
 }
 
 struct World {
@@ -137,14 +169,18 @@ struct World {
     url: String,
     /// When each request came, with its event number.
     seen: Arc<Mutex<Vec<(Instant, u64)>>>,
+    /// The same requests with their signatures, as many as fit.
+    signed: mpsc::Receiver<Signed>,
     status: Arc<AtomicU64>,
+    clock: Arc<AheadClock>,
     _embedded: Embedded,
 }
 
 async fn world(name: &str) -> World {
     let dir = std::env::temp_dir().join(format!("rc-attack-{}-{name}", std::process::id()));
     drop(std::fs::remove_dir_all(&dir));
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let ahead = Arc::new(AheadClock::default());
+    let clock: Arc<dyn Clock> = Arc::clone(&ahead) as Arc<dyn Clock>;
     let embedded = Embedded::open(&dir, Arc::clone(&clock), Retention::default()).unwrap();
     let read = Arc::new(SlowRead {
         inner: Arc::clone(&embedded.store.read),
@@ -180,13 +216,15 @@ async fn world(name: &str) -> World {
     let seen: Arc<Mutex<Vec<(Instant, u64)>>> = Arc::default();
     let status = Arc::new(AtomicU64::new(200));
     let (noted, code) = (Arc::clone(&seen), Arc::clone(&status));
+    let (keep, signed) = mpsc::channel(16);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (noted, code) = (Arc::clone(&noted), Arc::clone(&code));
+            let (noted, code, keep) = (Arc::clone(&noted), Arc::clone(&code), keep.clone());
             tokio::spawn(async move {
                 let mut stream = BufReader::new(stream);
                 loop {
                     let (mut length, mut sequence, mut line) = (0, 0, String::new());
+                    let mut signed = Signed::default();
                     loop {
                         line.clear();
                         if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
@@ -203,6 +241,12 @@ async fn world(name: &str) -> World {
                             if name.eq_ignore_ascii_case("rollcall-sequence") {
                                 sequence = value.parse().unwrap();
                             }
+                            match name.to_ascii_lowercase().as_str() {
+                                "webhook-id" => value.clone_into(&mut signed.id),
+                                "webhook-timestamp" => value.clone_into(&mut signed.timestamp),
+                                "webhook-signature" => value.clone_into(&mut signed.signature),
+                                _ => {}
+                            }
                         }
                     }
                     let mut body = vec![0; length];
@@ -210,6 +254,7 @@ async fn world(name: &str) -> World {
                         return;
                     }
                     noted.lock().unwrap().push((Instant::now(), sequence));
+                    drop(keep.try_send(Signed { body, ..signed }));
                     let answer = format!(
                         "HTTP/1.1 {} X\r\ncontent-length: 0\r\n\r\n",
                         code.load(Ordering::SeqCst)
@@ -221,7 +266,19 @@ async fn world(name: &str) -> World {
             });
         }
     });
-    World { store, read, engine, service, app, url, seen, status, _embedded: embedded }
+    World {
+        store,
+        read,
+        engine,
+        service,
+        app,
+        url,
+        seen,
+        signed,
+        status,
+        clock: ahead,
+        _embedded: embedded,
+    }
 }
 
 impl World {
@@ -251,6 +308,21 @@ impl World {
             ContactAnswer::Created(contact) => contact.id,
             other => panic!("{other:?}"),
         }
+    }
+    async fn rotate(&self, byte: u8, until: Timestamp) {
+        let secret = SigningSecret(vec![byte; 32]);
+        self.store.write.rotate_secret(self.service, self.app, secret, until).await.unwrap();
+    }
+    /// Which of the secrets 1 to 5 have signed the next request, in this order, and how many signatures it has.
+    async fn next_signed(&mut self) -> (Vec<u8>, usize) {
+        let next = tokio::time::timeout(Duration::from_secs(30), self.signed.recv());
+        let Signed { id, timestamp, signature, body } = next.await.unwrap().unwrap();
+        let now = self.clock.now();
+        let fits = |byte: &u8| {
+            let secret = SigningSecret(vec![*byte; 32]);
+            signing::verify(&secret, &id, &timestamp, &signature, &body, now).is_ok()
+        };
+        ((1..=5).filter(fits).collect(), signature.matches("v1,").count())
     }
     async fn edit(&self, id: ContactId, title: String) {
         let patch = Self::patch(json!({"jobTitle": title}));
@@ -358,6 +430,52 @@ async fn a_load_ends_when_its_service_is_gone() {
     let reads = world.read.event_reads.load(Ordering::SeqCst) - before;
     world.engine.stop(Duration::ZERO).await;
     assert_eq!(reads, 0, "reads of the log of a service that is gone, in 3 s");
+}
+
+/// The lane runs all the time: neither the rotation nor the end of a secret halts it or reads its row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_lane_signs_with_a_new_secret_at_once_and_with_the_earlier_until_it_expires() {
+    let mut world = world("secrets").await;
+    world.set(true).await;
+    world.create("a@e.example").await;
+    assert_eq!(world.next_signed().await, (vec![1], 1));
+    let loads = world.read.lanes_found.load(Ordering::SeqCst);
+    let overlap = Duration::from_hours(24);
+
+    world.rotate(2, world.clock.now().plus(overlap)).await;
+    world.create("b@e.example").await;
+    assert_eq!(world.next_signed().await, (vec![1, 2], 2));
+    world.clock.ahead_seconds.store(overlap.as_secs() / 2, Ordering::SeqCst);
+    world.rotate(3, world.clock.now().plus(overlap)).await;
+    world.create("c@e.example").await;
+    assert_eq!(world.next_signed().await, (vec![1, 2, 3], 3));
+    world.clock.ahead_seconds.store(overlap.as_secs(), Ordering::SeqCst);
+    world.create("d@e.example").await;
+    assert_eq!(world.next_signed().await, (vec![2, 3], 2));
+    world.clock.ahead_seconds.store(overlap.as_secs() * 2, Ordering::SeqCst);
+    world.create("e@e.example").await;
+    assert_eq!(world.next_signed().await, (vec![3], 1));
+
+    assert_eq!(world.read.lanes_found.load(Ordering::SeqCst), loads);
+    world.engine.stop(Duration::ZERO).await;
+}
+
+/// The row of a lane is on its way to it when the rotation commits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_was_read_before_a_rotation_does_not_bring_the_earlier_secret_back() {
+    let mut world = world("rotation").await;
+    let until = world.clock.now();
+    world.read.lane_late.store(300, Ordering::SeqCst);
+    world.set(true).await;
+    while world.read.lanes_found.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+
+    world.rotate(2, until).await;
+    world.create("a@e.example").await;
+
+    assert_eq!(world.next_signed().await, (vec![2], 1));
+    world.engine.stop(Duration::ZERO).await;
 }
 
 mod pure {

@@ -25,7 +25,7 @@ use super::outcome::{Outcome, PAUSE_MIN, judge_answer};
 use super::signing;
 use super::target_guard::{Refusal, Step, TargetGuard};
 use crate::domain::clock::Clock;
-use crate::domain::subscription::SigningSecret;
+use crate::domain::subscription::StoredSecret;
 
 // Private parts of the sender, in files of their own.
 #[path = "body.rs"]
@@ -122,8 +122,8 @@ pub struct Attempt<'a> {
     pub id: &'a str,
     /// The body, signed and sent byte for byte.
     pub body: Bytes,
-    /// The secrets that sign, newest first.
-    pub secrets: &'a [SigningSecret],
+    /// The secrets, newest first; those sign that are valid at the time of the request.
+    pub secrets: &'a [StoredSecret],
     /// `rollcall-sequence`, left out when `None`.
     pub sequence: Option<u64>,
     /// `rollcall-contact-version`, left out when `None`.
@@ -284,8 +284,11 @@ impl Sender {
 
     /// The headers of a signed request; its time is now.
     fn headers(&self, attempt: &Attempt<'_>) -> HeaderMap {
-        let seconds = self.clock.now().seconds();
-        let signature = signing::sign(attempt.secrets, attempt.id, seconds, &attempt.body);
+        let now = self.clock.now();
+        let seconds = now.seconds();
+        let valid = attempt.secrets.iter().filter(|stored| stored.signs_at(now));
+        let valid = valid.map(|stored| &stored.secret);
+        let signature = signing::sign(valid, attempt.id, seconds, &attempt.body);
         // Ten headers and `Host`; growing would copy them all.
         let mut headers = HeaderMap::with_capacity(12);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -12,7 +12,7 @@ use crate::delivery::challenge::{self, Nonce};
 use crate::delivery::signing::verify;
 use crate::delivery::target_guard::{Settings as GuardSettings, TargetGuard};
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::subscription::SigningSecret;
+use crate::domain::subscription::{SigningSecret, StoredSecret};
 
 #[path = "sender_test_receiver.rs"]
 mod receiver;
@@ -66,8 +66,12 @@ fn setup() -> Setup {
     setup_with(trusting_client(), |_| ())
 }
 
-fn secrets() -> [SigningSecret; 1] {
-    [SigningSecret(vec![7; 32])]
+fn secrets() -> [StoredSecret; 1] {
+    [stored(7, None)]
+}
+
+fn stored(byte: u8, expires_at: Option<Timestamp>) -> StoredSecret {
+    StoredSecret { secret: SigningSecret(vec![byte; 32]), expires_at }
 }
 
 async fn attempt(sender: &Sender, line: &Line) -> Answer {
@@ -127,8 +131,34 @@ async fn a_notification_arrives_signed_and_byte_for_byte() {
     assert_eq!(headers.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>(), expected);
     let signature = headers["webhook-signature"];
     let now = FixedClock.now();
-    let verdict = verify(&secrets()[0], "evt_1", "1649367553", signature, body.as_bytes(), now);
+    let verdict =
+        verify(&secrets()[0].secret, "evt_1", "1649367553", signature, body.as_bytes(), now);
     assert_eq!((body, verdict), (BODY, Ok(())));
+}
+
+#[tokio::test]
+async fn secrets_sign_until_the_moment_they_expire() {
+    let setup = setup();
+    let now = FixedClock.now();
+    let later = now.plus(Duration::from_millis(1));
+    let secrets = [stored(3, None), stored(2, Some(later)), stored(1, Some(now))];
+    let attempt = Attempt {
+        id: "evt_1",
+        body: Bytes::from_static(BODY.as_bytes()),
+        secrets: &secrets,
+        sequence: None,
+        contact_version: None,
+        number: None,
+    };
+
+    let headers = setup.sender.headers(&attempt);
+
+    let signature = headers["webhook-signature"].to_str().unwrap();
+    let fits = secrets.each_ref().map(|stored| {
+        let body = BODY.as_bytes();
+        verify(&stored.secret, "evt_1", "1649367553", signature, body, now).is_ok()
+    });
+    assert_eq!((fits, signature.matches("v1,").count()), ([true, true, false], 2));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@
 //! secret in text       whsec_<standard base64 of 24 to 64 bytes>
 //! ```
 //!
-//! With two valid secrets the header carries one signature for each, separated by a space: a receiver takes
+//! With several valid secrets the header carries one signature for each, separated by a space: a receiver takes
 //! the request when any of them fits. [`super::sender`] signs, `rollcall listen` verifies. An id never
 //! contains a full stop, or two different contents could have the same bytes; [`sign`] is only called with
 //! ids that Rollcall made.
@@ -60,9 +60,16 @@ pub enum VerifyError {
 ///
 /// Without secrets the text is empty.
 #[must_use]
-pub fn sign(secrets: &[SigningSecret], id: &str, timestamp_seconds: i64, body: &[u8]) -> String {
+pub fn sign<'a>(
+    secrets: impl IntoIterator<Item = &'a SigningSecret>,
+    id: &str,
+    timestamp_seconds: i64,
+    body: &[u8],
+) -> String {
     let timestamp = timestamp_seconds.to_string();
-    let mut text = String::with_capacity(secrets.len() * (SIGNATURE_TEXT_BYTES + 1));
+    let secrets = secrets.into_iter();
+    let most = secrets.size_hint().1.unwrap_or(1);
+    let mut text = String::with_capacity(most * (SIGNATURE_TEXT_BYTES + 1));
     for secret in secrets {
         if !text.is_empty() {
             text.push(' ');

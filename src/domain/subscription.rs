@@ -67,6 +67,12 @@ pub struct Subscription {
     pub updated_at: Timestamp,
 }
 
+/// Most secrets of an app that sign at a time: the newest, the one before it, and one more.
+///
+/// With fewer a rotation that is made twice by mistake cuts receivers off; each more is one more signature on every
+/// request.
+pub const SIGNING_SECRETS_MAX: u64 = 3;
+
 /// The key that signs notifications of one app: 24 to 64 random bytes, `whsec_` and base64 in text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SigningSecret(pub Vec<u8>);
@@ -74,5 +80,22 @@ pub struct SigningSecret(pub Vec<u8>);
 impl fmt::Debug for SigningSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SigningSecret(hidden)")
+    }
+}
+
+/// A signing secret as it is stored: with the time at which it stops.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredSecret {
+    /// The key.
+    pub secret: SigningSecret,
+    /// When it stops signing; `None` for the newest of an app.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl StoredSecret {
+    /// Whether it signs at this time.
+    #[must_use]
+    pub fn signs_at(&self, now: Timestamp) -> bool {
+        self.expires_at.is_none_or(|end| now < end)
     }
 }

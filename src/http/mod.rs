@@ -65,8 +65,8 @@ pub struct Http {
 impl Http {
     /// Assembles the parts.
     ///
-    /// `tenancy_epoch` is counted up by the commit listener whenever a commit changed a service, app, token or
-    /// secret: what is remembered of tokens from before is then not used any more.
+    /// `tenancy_epoch` is counted up by the commit listener whenever a commit changed a service, app or
+    /// token: what is remembered of tokens from before is then not used any more.
     #[must_use]
     pub fn new(
         settings: &Settings,

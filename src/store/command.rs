@@ -161,6 +161,17 @@ pub enum Command {
         /// When all earlier tokens of the app stop working.
         earlier_until: Timestamp,
     },
+    /// Gives an app a new signing secret.
+    RotateSecret {
+        /// The tenant.
+        service: ServiceId,
+        /// The app.
+        app: AppId,
+        /// The new secret.
+        secret: SigningSecret,
+        /// When all earlier secrets of the app stop signing.
+        earlier_until: Timestamp,
+    },
     /// Stores a wish of an app, unless a later ticket has stored.
     SetSubscription {
         /// The tenant.

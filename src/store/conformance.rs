@@ -17,7 +17,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::contact::{ContactPatch, Field, StaffContact};
 use crate::domain::event::EventKind;
 use crate::domain::id::{AppId, ContactId, ServiceId};
-use crate::domain::subscription::{Enabled, SigningSecret, Subscription};
+use crate::domain::subscription::{Enabled, SigningSecret, StoredSecret, Subscription};
 use crate::domain::tenancy::{Scopes, Token};
 
 #[path = "conformance_deliveries.rs"]
@@ -32,6 +32,7 @@ where
     G: Future<Output = Store>,
 {
     changes_and_events_are_numbered_without_gaps(open().await).await;
+    a_page_of_the_log_comes_with_its_head(open().await).await;
     refused_commands_leave_no_trace(open().await).await;
     extensions_are_the_lowest_free(open().await).await;
     versions_are_checked(open().await).await;
@@ -39,6 +40,8 @@ where
     an_idempotency_key_answers_once(open().await).await;
     lists_are_pages_of_one_state(open().await).await;
     tokens_name_their_app_until_they_expire(open().await).await;
+    secrets_sign_until_they_expire(open().await).await;
+    rotations_stop_the_oldest_secret_beyond_the_limit(open().await).await;
     nothing_crosses_services(open().await).await;
     a_hidden_service_is_gone_at_once(open().await).await;
     later_tickets_win(open().await).await;
@@ -136,6 +139,26 @@ async fn changes_and_events_are_numbered_without_gaps(store: Store) {
     assert_eq!(head(&store, service).await, 3);
     assert_eq!(store.read.list_events(service, 1, 1).await.unwrap(), events[1..2]);
     assert_eq!(store.read.find_contact(service, ana.id).await.unwrap(), None);
+}
+
+async fn a_page_of_the_log_comes_with_its_head(store: Store) {
+    let service = service(&store).await;
+    let other = self::service(&store).await;
+    create(&store, other, "x@example.org").await;
+    for number in 0..3 {
+        create(&store, service, &format!("c{number}@example.org")).await;
+    }
+    let page = async |after, limit| {
+        let page = store.read.list_log(service, after, limit).await.unwrap().unwrap();
+        (page.events.iter().map(|event| event.sequence).collect::<Vec<_>>(), page.newest)
+    };
+
+    assert_eq!(page(0, 2).await, (vec![1, 2], 3));
+    assert_eq!(page(2, 2).await, (vec![3], 3));
+    assert_eq!(page(3, 2).await, (vec![], 3));
+    assert_eq!(page(u64::MAX, 2).await, (vec![], 3));
+    store.write.delete_service(service).await.unwrap();
+    assert_eq!(store.read.list_log(service, 0, 2).await, Ok(None));
 }
 
 async fn refused_commands_leave_no_trace(store: Store) {
@@ -282,6 +305,66 @@ async fn tokens_name_their_app_until_they_expire(store: Store) {
     assert_eq!(store.write.delete_app(service, app).await, Err(Error::NotFound));
 }
 
+fn secret_of(byte: u8, expires_at: Option<Timestamp>) -> StoredSecret {
+    StoredSecret { secret: SigningSecret(vec![byte; 32]), expires_at }
+}
+
+/// A rotation with an overlap that no upkeep ends meanwhile.
+async fn rotate(store: &Store, service: ServiceId, app: AppId, byte: u8, until: Timestamp) {
+    let secret = SigningSecret(vec![byte; 32]);
+    store.write.rotate_secret(service, app, secret, until).await.unwrap();
+}
+
+async fn secrets_sign_until_they_expire(store: Store) {
+    let service = service(&store).await;
+    let (app, other) = (self::app(&store, service, 1).await, self::app(&store, service, 9).await);
+    let (until, later) = (Timestamp::from_millis(1 << 50), Timestamp::from_millis(1 << 51));
+    store.write.set_subscription(service, app, 1, enable("https://one.example/")).await.unwrap();
+    let heard: Arc<Mutex<Vec<Vec<StoredSecret>>>> = Arc::default();
+    let listening = Arc::clone(&heard);
+    store.write.queue().add_listener(Arc::new(move |commit| {
+        let of_app = commit.secrets.iter().filter(|it| (it.service, it.app) == (service, app));
+        listening.lock().unwrap().extend(of_app.map(|it| it.secrets.to_vec()));
+    }));
+    let list = async |app, now| store.read.list_signing_secrets(service, app, now).await.unwrap();
+
+    rotate(&store, service, app, 2, until).await;
+    rotate(&store, service, app, 3, later).await;
+
+    let all = [secret_of(3, None), secret_of(2, Some(later)), secret_of(1, Some(until))];
+    assert_eq!(*heard.lock().unwrap().last().unwrap(), all);
+    assert_eq!(heard.lock().unwrap().len(), 2);
+    assert_eq!(list(app, NOW).await, all);
+    assert_eq!(list(app, until).await, all[..2]);
+    assert_eq!(list(app, later).await, all[..1]);
+    assert_eq!(list(other, NOW).await, [secret_of(9, None)]);
+    assert_eq!(store.read.find_lane(service, app).await.unwrap().unwrap().secrets, all);
+    assert_eq!(store.read.list_lanes().await.unwrap()[0].secrets, all);
+}
+
+async fn rotations_stop_the_oldest_secret_beyond_the_limit(store: Store) {
+    let service = service(&store).await;
+    let app = app(&store, service, 1).await;
+    let until = Timestamp::from_millis(1 << 50);
+    let bytes = async || -> Vec<u8> {
+        let listed = store.read.list_signing_secrets(service, app, NOW).await.unwrap();
+        listed.iter().map(|stored| stored.secret.0[0]).collect()
+    };
+
+    rotate(&store, service, app, 2, until).await;
+    rotate(&store, service, app, 3, until).await;
+    assert_eq!(bytes().await, [3, 2, 1]);
+    rotate(&store, service, app, 4, until).await;
+    assert_eq!(bytes().await, [4, 3, 2]);
+    rotate(&store, service, app, 5, NOW).await;
+    assert_eq!(bytes().await, [5]);
+
+    store.write.delete_app(service, app).await.unwrap();
+    let late = store.write.rotate_secret(service, app, SigningSecret(vec![6; 32]), until).await;
+    assert_eq!(late, Err(Error::NotFound));
+    assert_eq!(bytes().await, [0; 0]);
+}
+
 async fn nothing_crosses_services(store: Store) {
     let one = service(&store).await;
     let two = service(&store).await;
@@ -357,7 +440,7 @@ async fn progress_follows_the_wish(store: Store) {
     assert_eq!((first.generation, second.generation), (1, 2));
     assert_eq!((kept.cursor, kept.subscription.url.as_str()), (1, "https://two.example/"));
     assert_eq!((anew.cursor, anew.subscription.generation), (2, 4));
-    assert_eq!(anew.secrets, [SigningSecret(vec![1; 32])]);
+    assert_eq!(anew.secrets, [secret_of(1, None)]);
     assert_eq!(store.read.list_lanes().await.unwrap(), [anew]);
 }
 

@@ -22,12 +22,13 @@ use crate::domain::contact::{FieldError, StaffContact};
 use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::page::Page;
-use crate::domain::subscription::{SigningSecret, Subscription};
+use crate::domain::subscription::{StoredSecret, Subscription};
 use crate::domain::tenancy::{App, Service, TokenHash};
 
 use self::queue::Write;
 use self::rows::{
-    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, SubscriptionStatus,
+    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, LogPage,
+    SubscriptionStatus,
 };
 
 /// What went wrong, as far as a caller can act on it.
@@ -101,7 +102,7 @@ pub trait Read: Send + Sync + std::fmt::Debug {
         service: ServiceId,
         app: AppId,
         now: Timestamp,
-    ) -> Answer<'_, Vec<SigningSecret>>;
+    ) -> Answer<'_, Vec<StoredSecret>>;
     /// The head of every service's log.
     fn list_heads(&self) -> Answer<'_, Vec<(ServiceId, u64)>>;
     /// Every enabled subscription with its progress and held deliveries, in one pass.
@@ -126,6 +127,8 @@ pub trait Read: Send + Sync + std::fmt::Debug {
     ) -> Answer<'_, Option<DeliveryRow>>;
     /// The later events of the contact of this event; it may look through the whole log after it.
     fn list_later_events(&self, service: ServiceId, sequence: u64) -> Answer<'_, LaterEvents>;
+    /// As [`Self::list_events`], together with the head at the same instant; `None` when there is no such service.
+    fn list_log(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Option<LogPage>>;
     /// Whether the store can be read and written; the reason when not.
     fn check(&self) -> Answer<'_, ()>;
 }
@@ -137,12 +140,25 @@ pub struct Commit {
     pub events: Vec<Arc<Event>>,
     /// Subscriptions whose generation changed.
     pub subscriptions: Vec<(ServiceId, AppId)>,
-    /// Whether a service, app, token or secret changed.
+    /// Whether a service, app or token changed.
     pub tenancy: bool,
+    /// Apps whose signing secrets changed; a later entry of an app replaces an earlier one.
+    pub secrets: Vec<ChangedSecrets>,
     /// Services that were hidden: their lanes must stop.
     pub hidden: Vec<ServiceId>,
     /// Whether the store was opened again after a failure: everything held in memory must be read anew.
     pub reopened: bool,
+}
+
+/// The secrets of an app after a rotation.
+#[derive(Clone, Debug)]
+pub struct ChangedSecrets {
+    /// The tenant.
+    pub service: ServiceId,
+    /// The app.
+    pub app: AppId,
+    /// Those that sign from now on, newest first.
+    pub secrets: Arc<[StoredSecret]>,
 }
 
 /// Hears of commits. Called on the writer's own thread: it must not block.

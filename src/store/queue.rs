@@ -17,7 +17,7 @@ use super::rows::{LaterEvents, Record, ReplayFrom, Replayed};
 use super::{Commit, CommitListener, Error};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
-use crate::domain::subscription::Subscription;
+use crate::domain::subscription::{SigningSecret, Subscription};
 use crate::domain::tenancy::{App, Service, TokenHash};
 
 /// Most commands in a group. More lengthens the wait of the first caller, fewer costs a sync each.
@@ -337,6 +337,23 @@ impl Write {
         earlier_until: Timestamp,
     ) -> Result<(), Error> {
         let command = Command::RotateToken { service, app, token, earlier_until };
+        self.submit(command).await.map(|_| ())
+    }
+
+    /// Gives an app a new signing secret; the earlier ones sign until `earlier_until`, as
+    /// many of them as [`SIGNING_SECRETS_MAX`](crate::domain::subscription::SIGNING_SECRETS_MAX) leaves room for.
+    ///
+    /// # Errors
+    ///
+    /// Not found, unavailable.
+    pub async fn rotate_secret(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        secret: SigningSecret,
+        earlier_until: Timestamp,
+    ) -> Result<(), Error> {
+        let command = Command::RotateSecret { service, app, secret, earlier_until };
         self.submit(command).await.map(|_| ())
     }
 

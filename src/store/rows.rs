@@ -4,7 +4,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::contact::StaffContact;
 use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
-use crate::domain::subscription::{SigningSecret, Subscription};
+use crate::domain::subscription::{StoredSecret, Subscription};
 
 /// Which slice of the roll is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,15 @@ pub struct ContactList {
     pub items: Vec<StaffContact>,
     /// The head of the log at the same instant.
     pub sequence: u64,
+}
+
+/// A part of the event log, and its head at the same instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogPage {
+    /// Events in order of their numbers.
+    pub events: Vec<Event>,
+    /// The head of the log.
+    pub newest: u64,
 }
 
 /// Where a subscription stands, for the app that owns it.
@@ -210,8 +219,8 @@ pub fn done_of(cursor: u64, bitmap: &[u8]) -> Vec<u64> {
 pub struct LaneRow {
     /// The subscription.
     pub subscription: Subscription,
-    /// The secrets that sign for it, newest first.
-    pub secrets: Vec<SigningSecret>,
+    /// The secrets that sign for it, newest first; some may have expired.
+    pub secrets: Vec<StoredSecret>,
     /// Everything up to it is finished or held.
     pub cursor: u64,
     /// Finished events above the cursor: bit `n` (least significant first) is event `cursor + 1 + n`.

@@ -1,4 +1,5 @@
-//! Use cases of an app about its own subscription: subscribe and unsubscribe, see where it stands, read the secret.
+//! Use cases of an app about its own subscription: subscribe and unsubscribe, see where it stands, read and rotate the
+//! secret.
 //!
 //! Nothing is locked and no transaction is open while a receiver is asked; the ticket that a request takes on arrival
 //! decides which of two stores.

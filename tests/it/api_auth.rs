@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::harness::server::TestServer;
 
 /// Every route of an app, with the scope that it needs.
-const APP_ROUTES: [(&str, &str, &str); 15] = [
+const APP_ROUTES: [(&str, &str, &str); 17] = [
     ("PATCH", "/staff-contact-event-sub", "events"),
     ("GET", "/staff-contact-event-sub", "events"),
     ("POST", "/staff-contact-event-sub/verify", "events"),
@@ -17,6 +17,8 @@ const APP_ROUTES: [(&str, &str, &str); 15] = [
     ("POST", "/staff-contact-event-sub/deliveries/{sequence}/redeliver", "events"),
     ("POST", "/staff-contact-event-sub/replay", "events"),
     ("GET", "/staff-contact-event-sub/secret", "events"),
+    ("POST", "/staff-contact-event-sub/secret/rotate", "events"),
+    ("GET", "/staff-contact-events", "events"),
     ("GET", "/event-hooks", "events"),
     ("GET", "/contacts/staffcontact-list", "directory:read"),
     ("POST", "/contacts/staff", "directory:write"),

@@ -78,7 +78,8 @@ async fn an_exhausted_event_is_sent_again_on_request() {
 
     let delivery = redeliver(&app, 1).await;
 
-    assert_eq!(delivery["state"], "held");
+    // It may have been delivered before its state was read.
+    assert!(delivery["state"] == "held" || delivery["state"] == "delivered", "{delivery}");
     receiver
         .wait_until("event 1", |it| it.delivered().iter().any(|seen| seen.sequence() == 1))
         .await;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use crate::harness::receiver::{Receiver, Reply};
+use crate::harness::receiver::{Receiver, Reply, Seen};
 use crate::harness::server::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,4 +128,70 @@ async fn no_token_secret_name_or_address_of_staff_is_in_the_log() {
         assert!(!log.contains(hidden), "the log shows {hidden}");
     }
     assert!(log.contains("request finished"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_rotation_both_secrets_sign_notifications_and_challenges() {
+    let server = TestServer::start().await;
+    let receiver = Receiver::start().await;
+    let app = server.app();
+    let secret = async || {
+        let answer = app.get("/staff-contact-event-sub/secret").await.expect(200);
+        answer["secret"].as_str().unwrap().to_owned()
+    };
+    app.subscribe(true, &receiver.url()).await.expect(200);
+    let old = secret().await;
+
+    let rotated = app.post("/staff-contact-event-sub/secret/rotate", json!({})).await.expect(200);
+    app.create_contact("Ana", "Reyes").await;
+    app.post("/staff-contact-event-sub/verify", json!({})).await.expect(200);
+
+    let new = secret().await;
+    assert_eq!(rotated, json!({ "secret": new }));
+    assert_ne!(old, new);
+    let seen = receiver.wait_for_delivered(1).await.remove(0);
+    for seen in [&seen, &receiver.challenges()[1]] {
+        seen.assert_signed_with(&old);
+        seen.assert_signed_with(&new);
+        let signatures: Vec<&str> = seen.header("webhook-signature").split(' ').collect();
+        assert_eq!(signatures.len(), 2, "{signatures:?}");
+        assert!(is_signed_by(seen, signatures[0], &new), "the newest comes first");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_secrets_of_a_rotation_outlive_a_restart_and_a_fourth_stops_the_first() {
+    let mut server = TestServer::start().await;
+    let receiver = Receiver::start().await;
+    let app = server.app();
+    let first = app.get("/staff-contact-event-sub/secret").await.expect(200);
+    app.subscribe(true, &receiver.url()).await.expect(200);
+    let mut secrets = vec![first["secret"].as_str().unwrap().to_owned()];
+    for _ in 0..3 {
+        let path = "/staff-contact-event-sub/secret/rotate";
+        let rotated = app.send(http::Method::POST, path, "").await.expect(200);
+        secrets.push(rotated["secret"].as_str().unwrap().to_owned());
+    }
+    app.create_contact("Ana", "Reyes").await;
+    receiver.wait_for_delivered(1).await;
+    app.wait_until_idle().await;
+
+    server.kill();
+    server.restart().await;
+    server.app().create_contact("Bo", "Lund").await;
+
+    for seen in receiver.wait_for_delivered(2).await {
+        assert_eq!(seen.header("webhook-signature").split(' ').count(), 3);
+        for secret in &secrets[1..] {
+            seen.assert_signed_with(secret);
+        }
+        assert!(!is_signed_by(&seen, seen.header("webhook-signature"), &secrets[0]));
+    }
+}
+
+/// Whether somebody else's implementation of Standard Webhooks takes the request with these signatures alone.
+fn is_signed_by(seen: &Seen, signatures: &str, secret: &str) -> bool {
+    let mut headers = seen.headers.clone();
+    headers.insert("webhook-signature", signatures.parse().unwrap());
+    standardwebhooks::Webhook::new(secret).unwrap().verify(&seen.body, &headers).is_ok()
 }

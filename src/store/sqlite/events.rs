@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::writer::{Change, Stop};
 use crate::domain::clock::Timestamp;
 use crate::domain::contact::StaffContact;
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{ContactId, EventId, ServiceId};
+use crate::store::rows::LogPage;
 
 /// A number as SQLite keeps it; ours never reach the sign bit.
 pub(super) fn int(number: u64) -> i64 {
@@ -116,4 +117,22 @@ pub(super) fn event_of(service: ServiceId, row: &Row<'_>) -> Result<Event, rusql
         full_name: row.get(5)?,
         at: time(row, 6)?,
     })
+}
+
+/// Head and events of one state. A service that is being removed is not there.
+pub(super) fn list_log(
+    connection: &Connection,
+    service: ServiceId,
+    after: u64,
+    limit: u32,
+) -> Result<Option<LogPage>, rusqlite::Error> {
+    let tx = connection.unchecked_transaction()?;
+    let newest = tx
+        .prepare_cached("SELECT head FROM services WHERE service = ?1 AND hidden = 0")?
+        .query_row([service.as_bytes()], |row| uint(row, 0))
+        .optional()?;
+    let Some(newest) = newest else {
+        return Ok(None);
+    };
+    Ok(Some(LogPage { events: list_events(&tx, service, after, limit)?, newest }))
 }

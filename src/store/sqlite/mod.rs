@@ -24,7 +24,8 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::queue::{Queue, Write};
 use super::rows::{
-    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, SubscriptionStatus,
+    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, LogPage,
+    SubscriptionStatus,
 };
 use super::{Answer, Error, Read, Store};
 use crate::domain::clock::{Clock, Timestamp};
@@ -32,7 +33,7 @@ use crate::domain::contact::StaffContact;
 use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::page::Page;
-use crate::domain::subscription::{SigningSecret, Subscription};
+use crate::domain::subscription::{StoredSecret, Subscription};
 use crate::domain::tenancy::{App, Service, TokenHash};
 
 use self::pool::Pool;
@@ -243,7 +244,7 @@ impl Read for Reader {
         service: ServiceId,
         app: AppId,
         now: Timestamp,
-    ) -> Answer<'_, Vec<SigningSecret>> {
+    ) -> Answer<'_, Vec<StoredSecret>> {
         self.pool.read(move |c| tenancy::list_signing_secrets(c, service, app, now))
     }
 
@@ -283,6 +284,10 @@ impl Read for Reader {
 
     fn list_later_events(&self, service: ServiceId, sequence: u64) -> Answer<'_, LaterEvents> {
         self.pool.scan(move |c| deliveries::list_later_events(c, service, sequence))
+    }
+
+    fn list_log(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Option<LogPage>> {
+        self.pool.scan(move |c| events::list_log(c, service, after, limit))
     }
 
     fn check(&self) -> Answer<'_, ()> {

@@ -71,7 +71,8 @@ impl Pool {
         })
     }
 
-    /// Runs a read that may look at every row of a service; at most [`SCANS`] run at once.
+    /// Runs a read that may look at every row of a service, or that many callers make at the same moment; at most
+    /// [`SCANS`] run at once.
     pub(super) fn scan<T, F>(self: &Arc<Self>, work: F) -> Answer<'_, T>
     where
         T: Send + 'static,

@@ -8,7 +8,7 @@ use super::subscriptions::{failing_of, select_enabled, select_one, subscription_
 use super::writer::{Change, Stop};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ContactId, ServiceId};
-use crate::domain::subscription::{Enabled, SigningSecret};
+use crate::domain::subscription::Enabled;
 use crate::store::Error;
 use crate::store::rows::{HeldRow, LaneRow, Record};
 
@@ -146,6 +146,7 @@ pub(super) fn find_lane(
     if !there {
         return Ok(None);
     }
+    // With their ends, also those that have expired: the lane knows the time of each attempt.
     lane.secrets = super::tenancy::list_signing_secrets(&tx, service, app, Timestamp::default())?;
     lane.held = tx
         .prepare_cached(
@@ -177,12 +178,12 @@ pub(super) fn list_lanes(connection: &Connection) -> Result<Vec<LaneRow>, rusqli
         }
     }
     let mut secrets = tx.prepare(
-        "SELECT secret, 0, 0, 0, 0, service, app FROM app_secrets ORDER BY service, app, number DESC",
+        "SELECT secret, expires_at, 0, 0, 0, service, app FROM app_secrets ORDER BY service, app, number DESC",
     )?;
     let mut rows = secrets.query([])?;
     while let Some(row) = rows.next()? {
         if let Some(at) = find(&lanes, row)? {
-            lanes[at].secrets.push(SigningSecret(row.get(0)?));
+            lanes[at].secrets.push(super::tenancy::secret_of(row)?);
         }
     }
     Ok(lanes)

@@ -2,15 +2,15 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::events::time;
+use super::events::{int, time, time_or_none, uint};
 use super::writer::{Change, Stop};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::page::Page;
-use crate::domain::subscription::SigningSecret;
+use crate::domain::subscription::{SIGNING_SECRETS_MAX, SigningSecret, StoredSecret};
 use crate::domain::tenancy::{App, Scopes, Service, TokenHash};
-use crate::store::Error;
 use crate::store::command::NewApp;
+use crate::store::{ChangedSecrets, Error};
 
 const ADMIN_TOKEN: &str = "admin_token_hash";
 
@@ -124,16 +124,19 @@ pub(super) fn list_signing_secrets(
     service: ServiceId,
     app: AppId,
     now: Timestamp,
-) -> Result<Vec<SigningSecret>, rusqlite::Error> {
+) -> Result<Vec<StoredSecret>, rusqlite::Error> {
     connection
         .prepare_cached(
-            "SELECT secret FROM app_secrets WHERE service = ?1 AND app = ?2 \
+            "SELECT secret, expires_at FROM app_secrets WHERE service = ?1 AND app = ?2 \
              AND (expires_at IS NULL OR expires_at > ?3) ORDER BY number DESC",
         )?
-        .query_map(params![service.as_bytes(), app.as_bytes(), now.millis()], |row| {
-            row.get(0).map(SigningSecret)
-        })?
+        .query_map(params![service.as_bytes(), app.as_bytes(), now.millis()], secret_of)?
         .collect()
+}
+
+/// The secret in a row that begins with it and its end.
+pub(super) fn secret_of(row: &Row<'_>) -> Result<StoredSecret, rusqlite::Error> {
+    Ok(StoredSecret { secret: SigningSecret(row.get(0)?), expires_at: time_or_none(row, 1)? })
 }
 
 pub(super) fn app_exists(
@@ -250,6 +253,48 @@ pub(super) fn rotate_token(
         .prepare_cached("INSERT INTO app_tokens (hash, service, app) VALUES (?1, ?2, ?3)")?
         .execute(params![token.0, service.as_bytes(), app.as_bytes()])?;
     change.commit.tenancy = true;
+    Ok(())
+}
+
+pub(super) fn rotate_secret(
+    change: &mut Change<'_>,
+    service: ServiceId,
+    app: AppId,
+    secret: &SigningSecret,
+    earlier_until: Timestamp,
+) -> Result<(), Stop> {
+    change.services.get_mut(change.connection, service)?;
+    if !app_exists(change.connection, service, app)? {
+        return Err(Error::NotFound.into());
+    }
+    let key = (service.as_bytes(), app.as_bytes());
+    let newest = change
+        .connection
+        .prepare_cached(
+            "SELECT coalesce(max(number), 0) FROM app_secrets WHERE service = ?1 AND app = ?2",
+        )?
+        .query_row(params![key.0, key.1], |row| uint(row, 0))?;
+    let number = newest + 1;
+    // Never lengthens the life of a secret that a rotation before this one already limits.
+    change
+        .connection
+        .prepare_cached(
+            "UPDATE app_secrets SET expires_at = ?3 WHERE service = ?1 AND app = ?2 \
+             AND (expires_at IS NULL OR expires_at > ?3)",
+        )?
+        .execute(params![key.0, key.1, earlier_until.millis()])?;
+    change
+        .connection
+        .prepare_cached("DELETE FROM app_secrets WHERE service = ?1 AND app = ?2 AND number <= ?3")?
+        .execute(params![key.0, key.1, int(number.saturating_sub(SIGNING_SECRETS_MAX))])?;
+    change
+        .connection
+        .prepare_cached(
+            "INSERT INTO app_secrets (service, app, number, secret) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![key.0, key.1, int(number), secret.0])?;
+    let secrets = list_signing_secrets(change.connection, service, app, change.now)?.into();
+    change.commit.secrets.push(ChangedSecrets { service, app, secrets });
     Ok(())
 }
 

@@ -114,6 +114,10 @@ impl Change<'_> {
                 tenancy::rotate_token(self, service, app, token, earlier_until)
                     .map(|()| Reply::Done)
             }
+            Command::RotateSecret { service, app, secret, earlier_until } => {
+                tenancy::rotate_secret(self, service, app, &secret, earlier_until)
+                    .map(|()| Reply::Done)
+            }
             Command::SetSubscription { service, app, ticket, wish } => {
                 subscriptions::set_subscription(self, service, app, ticket, wish)
                     .map(|subscription| Reply::Subscription(Box::new(subscription)))
