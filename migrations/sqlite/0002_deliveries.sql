@@ -24,3 +24,8 @@ CREATE TABLE failed_attempts (
 ) WITHOUT ROWID;
 CREATE INDEX failed_attempts_by_delivery ON failed_attempts (service, app, sequence, number);
 CREATE INDEX failed_attempts_by_age ON failed_attempts (at);
+
+-- What upkeep looks for once a second is rare among many rows.
+CREATE INDEX services_hidden ON services (service) WHERE hidden = 1;
+CREATE INDEX app_tokens_by_expiry ON app_tokens (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX app_secrets_by_expiry ON app_secrets (expires_at) WHERE expires_at IS NOT NULL;

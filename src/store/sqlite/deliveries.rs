@@ -6,6 +6,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::events::{event_of, int, time, uint};
+use super::progress;
 use super::subscriptions::{select_one, subscription_of};
 use super::writer::{Change, Stop};
 use crate::domain::clock::Timestamp;
@@ -17,7 +18,7 @@ use crate::store::Error;
 use crate::store::rows::{
     DeliveryQuery, DeliveryRow, DeliveryState, FAILED_PER_DELIVERY_MAX,
     FAILED_PER_SUBSCRIPTION_MAX, FailedAttempt, LATER_EVENTS_MAX, LaterEvents, Record, ReplayFrom,
-    Replayed, bitmap_of, done_of,
+    Replayed, done_of,
 };
 
 /// Rows that one redelivery may add: the event, and the newest finished one of its contact.
@@ -450,18 +451,7 @@ fn begin_generation(
     app: AppId,
     standing: &Standing,
 ) -> Result<(), Stop> {
-    change
-        .connection
-        .prepare_cached(
-            "UPDATE progress SET generation = generation + 1, cursor = ?3, bitmap = ?4 \
-             WHERE service = ?1 AND app = ?2",
-        )?
-        .execute(params![
-            service.as_bytes(),
-            app.as_bytes(),
-            int(standing.cursor),
-            bitmap_of(standing.cursor, &standing.done)
-        ])?;
+    progress::set(change.connection, service, app, standing.cursor, &standing.done)?;
     change.commit.subscriptions.push((service, app));
     Ok(())
 }

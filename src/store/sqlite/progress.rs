@@ -10,7 +10,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::subscription::Enabled;
 use crate::store::Error;
-use crate::store::rows::{HeldRow, LaneRow, Record};
+use crate::store::rows::{HeldRow, LaneRow, Record, bitmap_of};
 
 /// Writes what a lane wants recorded; refused as a whole when its generation is over.
 pub(super) fn record(change: &mut Change<'_>, record: &Record) -> Result<(), Stop> {
@@ -80,6 +80,28 @@ pub(super) fn record(change: &mut Change<'_>, record: &Record) -> Result<(), Sto
     if let Some(reason) = &record.disable {
         disable(change, record, reason)?;
     }
+    Ok(())
+}
+
+/// Moves a subscription to this place and begins a generation of it.
+pub(super) fn set(
+    connection: &Connection,
+    service: ServiceId,
+    app: AppId,
+    cursor: u64,
+    done: &[u64],
+) -> Result<(), rusqlite::Error> {
+    connection
+        .prepare_cached(
+            "UPDATE progress SET generation = generation + 1, cursor = ?3, bitmap = ?4 \
+             WHERE service = ?1 AND app = ?2",
+        )?
+        .execute(params![
+            service.as_bytes(),
+            app.as_bytes(),
+            int(cursor),
+            bitmap_of(cursor, done)
+        ])?;
     Ok(())
 }
 

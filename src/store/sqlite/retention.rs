@@ -9,10 +9,11 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::deliveries::extend_gap;
 use super::events::{int, time, uint};
+use super::progress;
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::Enabled;
-use crate::store::rows::{bitmap_of, done_of};
+use crate::store::rows::done_of;
 
 /// How long events are kept unless told otherwise; `event_retention`. Shorter leaves receivers that are off for long
 /// with gaps, longer takes disk: about 300 bytes an event.
@@ -179,38 +180,22 @@ fn move_progress(
                     .execute(key)?;
             }
         }
-        let mut standing = (cursor, bitmap);
-        if cursor < floor {
-            let done = done_of(cursor, &standing.1);
-            let mut owed =
-                (cursor + 1..=floor).filter(|number| done.binary_search(number).is_err());
-            if let Some(first) = owed.next() {
-                missing = Some(joined(missing, first, owed.next_back().unwrap_or(first)));
-            }
-            let mut new_cursor = floor;
-            let above: Vec<u64> = done.into_iter().filter(|number| *number > floor).collect();
-            let mut rest = above.as_slice();
-            while rest.first() == Some(&(new_cursor + 1)) {
-                new_cursor += 1;
-                rest = &rest[1..];
-            }
-            standing = (new_cursor, bitmap_of(new_cursor, rest));
+        let mut new_cursor = cursor.max(floor);
+        let done = done_of(cursor, &bitmap);
+        let mut owed = (cursor + 1..=floor).filter(|number| done.binary_search(number).is_err());
+        if let Some(first) = owed.next() {
+            missing = Some(joined(missing, first, owed.next_back().unwrap_or(first)));
+        }
+        let mut above: Vec<u64> =
+            done.iter().copied().filter(|number| *number > new_cursor).collect();
+        while above.first() == Some(&(new_cursor + 1)) {
+            new_cursor = above.remove(0);
         }
         if let Some((from, to)) = missing {
             extend_gap(connection, service, app, from, to)?;
         }
         if missing.is_some() || cursor < floor {
-            connection
-                .prepare_cached(
-                    "UPDATE progress SET generation = generation + 1, cursor = ?3, bitmap = ?4 \
-                     WHERE service = ?1 AND app = ?2",
-                )?
-                .execute(params![
-                    service.as_bytes(),
-                    app.as_bytes(),
-                    int(standing.0),
-                    standing.1
-                ])?;
+            progress::set(connection, service, app, new_cursor, &above)?;
             moved.push((service, app));
         }
     }

@@ -253,3 +253,21 @@ fn an_app_that_unsubscribed_has_no_gap() {
 
     assert_eq!(progress_of(&connection), (1, 2, vec![0x16], None, None));
 }
+
+#[test]
+fn upkeep_finds_what_is_over_without_looking_at_every_row() {
+    let mut connection = Connection::open_in_memory().unwrap();
+    migrate::migrate(&mut connection).unwrap();
+    for query in [
+        "SELECT service FROM services WHERE hidden = 1 LIMIT 1",
+        "DELETE FROM app_tokens WHERE expires_at <= 5",
+        "DELETE FROM app_secrets WHERE expires_at <= 5",
+        "SELECT service, app, key FROM idempotency_keys WHERE at <= 5 LIMIT 1",
+        "SELECT service, app, number FROM failed_attempts WHERE at < 5 ORDER BY at LIMIT 1",
+    ] {
+        let plan: String = connection
+            .query_row(&format!("EXPLAIN QUERY PLAN {query}"), [], |row| row.get(3))
+            .unwrap();
+        assert!(plan.contains("INDEX"), "{query}: {plan}");
+    }
+}
