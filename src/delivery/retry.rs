@@ -17,8 +17,10 @@ pub const PROBE_LONGEST: Duration = Duration::from_mins(5);
 pub const PAUSE_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause of that kind, after repeated doubling.
 pub const PAUSE_LONGEST: Duration = Duration::from_mins(5);
-/// Completions without a success that open the circuit.
+/// Completions without a success that open the circuit of a receiver that takes nearly everything.
 pub const CIRCUIT_FAILURES: u32 = 5;
+/// The most of them, for a receiver that refuses much: more would only be many attempts at one that has gone down.
+pub const CIRCUIT_FAILURES_MAX: u32 = 50;
 /// The same when only one contact has anything owed.
 pub const CIRCUIT_FAILURES_LONE: u32 = 3;
 /// Age of an unbroken row of failures after which the subscription is disabled.
@@ -73,6 +75,32 @@ fn doubled(first: Duration, longest: Duration, times: u32) -> Duration {
     first.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX)).min(longest)
 }
 
+/// How the last 32 completions of a lane ended, the newest in the lowest bit. A one is a failure; a lane without a past
+/// is taken for a healthy one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct History(u32);
+
+impl History {
+    /// The history after one more completion.
+    #[must_use]
+    pub const fn after(self, failed: bool) -> Self {
+        Self(self.0 << 1 | failed as u32)
+    }
+
+    /// Failures in a row that open the circuit. A receiver that refuses most contacts and takes the others gives long
+    /// rows of failures without being down; a row counts only when it is no chance (one in a hundred or so) at the
+    /// share of successes seen lately. One that took nothing lately gets no credit.
+    #[must_use]
+    pub const fn patience(self) -> u32 {
+        let successes = self.0.count_zeros();
+        if successes == 0 {
+            return CIRCUIT_FAILURES;
+        }
+        let row = CIRCUIT_FAILURES * u32::BITS / successes;
+        if row < CIRCUIT_FAILURES_MAX { row } else { CIRCUIT_FAILURES_MAX }
+    }
+}
+
 /// Whether a lane sends freely or only probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Circuit {
@@ -83,6 +111,8 @@ pub enum Circuit {
     },
     /// Sends one probe at a time.
     Open {
+        /// When it opened: what started before is no probe.
+        since: Moment,
         /// Probes that failed.
         probes: u32,
         /// When the next one may start.
@@ -91,22 +121,27 @@ pub enum Circuit {
 }
 
 impl Circuit {
-    /// The circuit after a failure that is the receiver's fault. `lone`: only one contact has anything owed.
+    /// The circuit after a failure, of an attempt that began then, that is the receiver's fault; it opens at `limit`
+    /// in a row.
     #[must_use]
-    pub fn after_failure(self, now: Moment, lone: bool, seed: u64) -> Self {
-        let limit = if lone { CIRCUIT_FAILURES_LONE } else { CIRCUIT_FAILURES };
+    pub fn after_failure(self, now: Moment, began: Moment, limit: u32, seed: u64) -> Self {
         match self {
             Self::Closed { failures } if failures + 1 < limit => {
                 Self::Closed { failures: failures + 1 }
             }
-            Self::Closed { .. } => Self::opened(now, 0, seed),
-            Self::Open { probes, .. } => Self::opened(now, probes.saturating_add(1), seed),
+            Self::Closed { .. } => Self::opened(now, now, 0, seed),
+            // It was on its way with those that opened it. Taken for a probe, a volley that fails would put off the
+            // first real one by minutes.
+            Self::Open { since, .. } if began <= since => self,
+            Self::Open { since, probes, .. } => {
+                Self::opened(since, now, probes.saturating_add(1), seed)
+            }
         }
     }
 
-    fn opened(now: Moment, probes: u32, seed: u64) -> Self {
+    fn opened(since: Moment, now: Moment, probes: u32, seed: u64) -> Self {
         let wait = spread(doubled(PROBE_FIRST, PROBE_LONGEST, probes), seed, u64::from(probes));
-        Self::Open { probes, probe_at: now.plus(wait) }
+        Self::Open { since, probes, probe_at: now.plus(wait) }
     }
 }
 
@@ -118,7 +153,10 @@ pub fn pause(wanted: Option<Duration>, times: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{Circuit, Duration, Moment, SCHEDULE_DEFAULT, longest_wait, pause, spread};
+    use super::{
+        CIRCUIT_FAILURES, CIRCUIT_FAILURES_LONE, CIRCUIT_FAILURES_MAX, Circuit, Duration, History,
+        Moment, SCHEDULE_DEFAULT, longest_wait, pause, spread,
+    };
 
     #[test]
     fn spread_stays_within_a_fifth_and_uses_the_whole_width() {
@@ -136,24 +174,43 @@ mod tests {
     fn circuit_opens_at_its_limit_and_probes_ever_more_slowly() {
         let mut circuit = Circuit::Closed { failures: 0 };
         for _ in 0..4 {
-            circuit = circuit.after_failure(Moment(0), false, 1);
+            circuit = circuit.after_failure(Moment(0), Moment(0), CIRCUIT_FAILURES, 1);
         }
         assert_eq!(circuit, Circuit::Closed { failures: 4 });
 
         let mut waits = Vec::new();
         for _ in 0..12 {
-            circuit = circuit.after_failure(Moment(0), false, 1);
+            circuit = circuit.after_failure(Moment(0), Moment(1), CIRCUIT_FAILURES, 1);
             let Circuit::Open { probe_at, .. } = circuit else { panic!("must be open") };
             waits.push(probe_at.0);
         }
 
+        let opened = Circuit::Open { since: Moment(0), probes: 0, probe_at: Moment(1) };
+        assert_eq!(opened.after_failure(Moment(5), Moment(0), CIRCUIT_FAILURES, 1), opened);
         assert!((800..=1_200).contains(&waits[0]), "{waits:?}");
         assert!((1_600..=2_400).contains(&waits[1]), "{waits:?}");
         assert!((240_000..=360_000).contains(&waits[11]), "{waits:?}");
         assert!(matches!(
-            Circuit::Closed { failures: 2 }.after_failure(Moment(0), true, 1),
+            Circuit::Closed { failures: 2 }.after_failure(
+                Moment(0),
+                Moment(0),
+                CIRCUIT_FAILURES_LONE,
+                1
+            ),
             Circuit::Open { .. }
         ));
+    }
+
+    #[test]
+    fn a_receiver_that_refuses_much_gets_longer_rows_of_failures() {
+        let after = |failures: u32, of: u32| {
+            (0..32).fold(History::default(), |past, at| past.after(at % of < failures)).patience()
+        };
+        assert_eq!(History::default().patience(), CIRCUIT_FAILURES);
+        assert_eq!((0..5).fold(History::default(), |past, _| past.after(true)).patience(), 5);
+        assert_eq!([after(1, 2), after(3, 4), after(7, 8)], [10, 20, 40]);
+        assert_eq!(after(31, 32), CIRCUIT_FAILURES_MAX);
+        assert_eq!(after(32, 32), CIRCUIT_FAILURES);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{FailingRow, Finish, Lane, Phase, REASON_FAILING, REASON_GONE};
 use crate::delivery::outcome::Outcome;
 use crate::delivery::retry::{
-    Circuit, GIVE_UP_AGE, GIVE_UP_ATTEMPTS, UNCOUNTED_WAIT, pause, spread,
+    CIRCUIT_FAILURES_LONE, Circuit, GIVE_UP_AGE, GIVE_UP_ATTEMPTS, UNCOUNTED_WAIT, pause, spread,
 };
 use crate::domain::clock::Moment;
 use crate::domain::id::ContactId;
@@ -27,7 +27,7 @@ impl Lane {
                 self.succeed();
                 self.finish(sequence, Finish::Delivered);
             }
-            Outcome::Failed => self.fail(now, sequence),
+            Outcome::Failed => self.fail(now, flight.started, sequence),
             Outcome::Pause { after } => self.pause(now, sequence, after),
             Outcome::Gone => {
                 self.disable = Some(REASON_GONE);
@@ -52,6 +52,7 @@ impl Lane {
 
     pub(super) fn succeed(&mut self) {
         self.successes += 1;
+        self.history = self.history.after(false);
         self.last_failed = false;
         self.pauses = 0;
         if self.failing.take().is_some() {
@@ -77,7 +78,7 @@ impl Lane {
         self.finished.insert(sequence);
     }
 
-    pub(super) fn fail(&mut self, now: Moment, sequence: u64) {
+    pub(super) fn fail(&mut self, now: Moment, started: Moment, sequence: u64) {
         let lone = self.chains.len() == 1;
         let Some(owed) = self.owed.get_mut(&sequence) else {
             return;
@@ -85,6 +86,7 @@ impl Lane {
         let others_succeeded = owed.failed_at.is_some_and(|at| self.successes > at);
         owed.failed_at = Some(self.successes);
         self.last_failed = true;
+        self.history = self.history.after(true);
         let row = self.failing.get_or_insert(FailingRow { since: now, attempts: 0 });
         row.attempts = row.attempts.saturating_add(1);
         self.failing_changed = true;
@@ -93,7 +95,8 @@ impl Lane {
         }
         // A probe that fails puts off the next one, whoever's fault it is.
         if !others_succeeded || matches!(self.circuit, Circuit::Open { .. }) {
-            self.circuit = self.circuit.after_failure(now, lone, self.seed);
+            let limit = if lone { CIRCUIT_FAILURES_LONE } else { self.history.patience() };
+            self.circuit = self.circuit.after_failure(now, started, limit, self.seed);
         }
         if others_succeeded {
             self.back_off(now, sequence);

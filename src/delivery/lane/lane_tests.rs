@@ -194,6 +194,24 @@ fn probes_go_round_the_contacts() {
 }
 
 #[test]
+fn what_was_on_its_way_when_the_circuit_opened_puts_off_no_probe() {
+    let mut story = Story::new(Progress::default());
+    story.commit(&(1..=40).collect::<Vec<u8>>());
+    for number in 1..=6 {
+        story.end(number, Outcome::Delivered);
+    }
+    assert_eq!(story.lane.in_flight(), 4);
+    story.now = story.now.plus(seconds(1));
+    while let Some((&contact, _)) = story.lane.flights.first_key_value() {
+        story.end(contact.as_bytes()[0], Outcome::Failed);
+    }
+
+    assert_eq!(story.lane.state(story.now), LaneState::Failing);
+    let wake = story.lane.next_wake(story.now).unwrap();
+    assert!(wake <= story.now.plus(Duration::from_millis(1_200)), "{wake:?} {:?}", story.now);
+}
+
+#[test]
 fn without_a_permit_nothing_is_loaded() {
     let mut story = Story::new(Progress::default());
     let mut effects = Vec::new();
@@ -391,4 +409,70 @@ fn an_old_success_counts_in_the_new_generation_and_an_old_failure_does_not() {
     story.end(1, Outcome::Failed);
     assert_eq!(story.started, [(2, 1), (2, 1)]);
     assert!(story.plans.iter().all(|plan| plan.hold.is_empty()));
+}
+
+/// A receiver that refuses this share of all contacts, in percent, and takes the others at once. Gives when the last of
+/// those was delivered.
+fn last_taken(refused: u64, contacts: u64) -> Moment {
+    let id = |number: u64| {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+        bytes[8..].copy_from_slice(&number.to_be_bytes());
+        ContactId::from_bytes(bytes)
+    };
+    let refuses = |number: u64| (number * 7_919) % 100 < refused;
+    let mut lane = Lane::new(Arc::new(Settings::default()), 1);
+    let mut now = Moment(0);
+    let mut inputs = std::collections::VecDeque::new();
+    let (mut effects, mut flying) = (Vec::new(), std::collections::VecDeque::new());
+    lane.step(now, Input::Restart(Progress { generation: 1, ..Progress::default() }), &mut effects);
+    lane.step(now, Input::Head(contacts), &mut effects);
+    let mut missing = (1..=contacts).filter(|number| !refuses(*number)).count();
+    for _ in 0..2_000_000 {
+        let wanted = lane.wanted(now);
+        lane.take_surplus();
+        lane.step(now, Input::Granted(wanted), &mut effects);
+        for effect in effects.drain(..) {
+            inputs.push_back(effect);
+        }
+        match inputs.pop_front() {
+            Some(Effect::Start { sequence, .. }) => flying.push_back(sequence),
+            Some(Effect::Load { after, limit }) => {
+                let last = contacts.min(after + u64::from(limit));
+                let events: Vec<_> = (after + 1..=last).map(|n| (n, id(n))).collect();
+                lane.step(now, Input::Loaded { after, events: &events }, &mut effects);
+            }
+            Some(Effect::Record(plan)) => {
+                lane.step(now, Input::Recorded { number: plan.number }, &mut effects);
+            }
+            None => match flying.pop_front() {
+                Some(sequence) => {
+                    now = now.plus(Duration::from_millis(1));
+                    let outcome =
+                        if refuses(sequence) { Outcome::Failed } else { Outcome::Delivered };
+                    missing -= usize::from(!refuses(sequence));
+                    let contact = id(sequence);
+                    let ended = Input::Ended { contact, outcome, keep_permit: true };
+                    lane.step(now, ended, &mut effects);
+                    if missing == 0 {
+                        return now;
+                    }
+                }
+                None => {
+                    let wake = lane.next_wake(now);
+                    now = wake.unwrap_or_else(|| panic!("nothing to wait for: {missing} missing"));
+                    lane.step(now, Input::Tick, &mut effects);
+                }
+            },
+        }
+    }
+    panic!("{missing} are missing after {now:?}")
+}
+
+#[test]
+fn contacts_that_are_taken_do_not_wait_for_those_that_are_refused() {
+    for (refused, minutes) in [(0, 1), (30, 1), (50, 1), (70, 1), (80, 5), (90, 15)] {
+        let taken = last_taken(refused, 3_000);
+        assert!(taken.0 < minutes * 60_000, "{refused} % refused: {taken:?}");
+    }
 }

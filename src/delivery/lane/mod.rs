@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::signals::{Effect, FailingRow, HeldDelivery, Input, LaneState, Plan, Progress};
-use super::retry::Circuit;
+use super::retry::{Circuit, History};
 use crate::domain::clock::Moment;
 use crate::domain::id::ContactId;
 pub use crate::domain::subscription::HELD_MAX;
@@ -144,6 +144,9 @@ pub struct Lane {
     /// Whether the last attempt that ended was a failure.
     last_failed: bool,
     circuit: Circuit,
+    history: History,
+    /// Whether the next start, if there is a choice, is of an event that failed before.
+    again_next: bool,
     probed: Option<ContactId>,
     paused_until: Option<Moment>,
     pauses: u32,
@@ -186,6 +189,8 @@ impl Lane {
             successes: 0,
             last_failed: false,
             circuit: Circuit::Closed { failures: 0 },
+            history: History::default(),
+            again_next: true,
             probed: None,
             paused_until: None,
             pauses: 0,
@@ -376,12 +381,15 @@ impl Lane {
         }
     }
 
-    /// What is due again goes first: its contact has waited longest.
-    fn pick_next(&self, now: Moment) -> Option<u64> {
-        match self.waiting.first() {
-            Some((due, sequence)) if *due <= now => Some(*sequence),
-            _ => self.ready.first().copied(),
-        }
+    /// What is due again and what was not tried yet take turns: neither may a receiver that refuses much keep the
+    /// others waiting, nor a stream of new events those that failed.
+    fn pick_next(&mut self, now: Moment) -> Option<u64> {
+        let due =
+            self.waiting.first().filter(|(due, _)| *due <= now).map(|(_, sequence)| *sequence);
+        let ready = self.ready.first().copied();
+        let (Some(due), Some(ready)) = (due, ready) else { return due.or(ready) };
+        self.again_next = !self.again_next;
+        Some(if self.again_next { ready } else { due })
     }
 
     /// The oldest owed event of the next contact, round robin: one poisoned event must not keep the circuit open.
