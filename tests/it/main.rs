@@ -13,6 +13,7 @@ mod api_contacts;
 mod api_errors;
 mod api_subscription;
 mod congress;
+mod delivery_crash;
 mod delivery_order;
 mod delivery_restart;
 mod delivery_retry;

@@ -107,6 +107,9 @@ impl Builder {
         let mut process = self.spawn();
         tokio::time::sleep(after).await;
         process.kill();
+        let log = process.log();
+        let faults: Vec<&str> = log.lines().filter(|line| is_fault(line)).collect();
+        assert!(faults.is_empty(), "the server logged: {faults:#?}");
     }
 
     /// Runs a server that must not start; gives its exit code and what it said.
