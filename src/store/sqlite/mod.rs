@@ -109,7 +109,23 @@ fn make_directory(directory: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| {
         Error::Unavailable(format!("cannot make data directory {}: {error}", directory.display()))
-    })
+    })?;
+    // Also when the directory was there: a start that made it may have been killed before it came to this.
+    if !Embedded::exists(directory) {
+        sync_names_above(directory);
+    }
+    Ok(())
+}
+
+/// Makes the name of a new directory as durable as what will be stored in it. SQLite syncs the data directory, and
+/// nothing above it.
+fn sync_names_above(directory: &Path) {
+    for above in directory.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+        if let Err(error) = File::open(above).and_then(|above| above.sync_all()) {
+            // A directory that may be entered and not read was made by somebody else.
+            tracing::debug!(directory = %above.display(), error = %error, "directory not synced");
+        }
+    }
 }
 
 fn lock_directory(directory: &Path) -> Result<File, Error> {
