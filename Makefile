@@ -4,7 +4,7 @@ CARGO ?= cargo
 
 .PHONY: help
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: ## Run the server for a laptop: demo app, loopback receivers allowed
@@ -26,10 +26,16 @@ bench: ## Measure throughput and latency against the bare HTTP limit of this mac
 	$(CARGO) bench --bench throughput --locked
 
 # The long forms of tests that `make test` runs in a short form. SEED=… repeats a run.
-LONG_TEST = ROLLCALL_TEST_SEED=$(SEED) $(CARGO) test --test it --locked -- --nocapture --exact
+LONG_TEST = ROLLCALL_TEST_SEED=$(SEED) $(CARGO) test --test it --locked -- --nocapture
 
 KILLS ?= 500
 
 .PHONY: crash
 crash: ## Kill the server KILLS times (500) under load and during start; nothing may be lost
 	ROLLCALL_TEST_KILLS=$(KILLS) $(LONG_TEST) delivery_crash::kills_at_random_moments_lose_nothing_and_repeat_little
+
+CUTS ?= 1000
+
+.PHONY: power-cut
+power-cut: ## Cut the power CUTS times (1000) in a simulation of the disk; nothing acknowledged may be lost
+	ROLLCALL_TEST_CUTS=$(CUTS) $(LONG_TEST) store_power_cut::

@@ -118,12 +118,12 @@ impl Subscription {
             .changes
             .lock()
             .unwrap()
-            .iter()
+            .keys()
             .filter(|change| !self.delivered.contains(change))
             .cloned()
             .collect();
         assert!(missing.is_empty(), "{}: acknowledged and not delivered: {missing:?}", self.name);
-        for id in acknowledged.deletes.lock().unwrap().iter() {
+        for id in acknowledged.deletes.lock().unwrap().keys() {
             let kind = self.last_kind.get(id).map(String::as_str);
             assert_eq!(kind, Some("staffDelete"), "{}: of {id}, which was deleted", self.name);
         }

@@ -57,10 +57,8 @@ async fn sigterm_ends_in_order_with_everything_recorded() {
     assert_eq!(count_repetitions(&receiver.notifications()), 0, "{before} before the restart");
     let told: BTreeSet<(String, u64)> =
         delivered.iter().map(|n| (n.contact(), n.version())).collect();
-    assert!(
-        told.is_superset(&acknowledged.changes.lock().unwrap()),
-        "an acknowledged change was lost"
-    );
+    let lost = acknowledged.changes.lock().unwrap().keys().any(|change| !told.contains(change));
+    assert!(!lost, "an acknowledged change was lost");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,3 +20,4 @@ mod delivery_retry;
 mod delivery_signing;
 mod delivery_targets;
 mod store_disk_full;
+mod store_power_cut;

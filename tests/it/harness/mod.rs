@@ -3,8 +3,11 @@
 
 pub(crate) mod chance;
 pub(crate) mod client;
+pub(crate) mod disk;
+pub(crate) mod power;
 pub(crate) mod receiver;
 pub(crate) mod server;
+pub(crate) mod stored;
 pub(crate) mod writers;
 
 use std::future::Future;

@@ -3,6 +3,7 @@
 //! Ends only processes that it started, by their id. A test that fails shows the server's log; a test that
 //! passes fails all the same when the server logged an error or a panic that the test did not announce.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,17 @@ pub(crate) struct Builder {
     flags: Vec<String>,
     dir: Arc<TestDir>,
     other_dir: Option<PathBuf>,
+    program: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
     tolerates_errors: bool,
+}
+
+/// Who calls: kept when a server is started on a directory that another one has filled.
+#[derive(Clone, Debug)]
+pub(crate) struct Credentials {
+    service_id: String,
+    app_id: String,
+    app_token: String,
 }
 
 impl Builder {
@@ -68,6 +79,18 @@ impl Builder {
         self
     }
 
+    /// Another program than the one that was built.
+    pub(crate) fn program(mut self, path: &Path) -> Self {
+        self.program = path.to_owned();
+        self
+    }
+
+    /// More of the environment.
+    pub(crate) fn environment(mut self, variables: Vec<(&'static str, OsString)>) -> Self {
+        self.environment.extend(variables);
+        self
+    }
+
     /// Errors in the log are part of this test.
     pub(crate) fn tolerate_errors(mut self) -> Self {
         self.tolerates_errors = true;
@@ -76,6 +99,23 @@ impl Builder {
 
     /// Starts the server and waits until it says where it listens.
     pub(crate) async fn start(self) -> TestServer {
+        let mut server = self.launch();
+        if server.builder.command == "serve" {
+            server.make_app().await;
+        }
+        server
+    }
+
+    /// Starts `rollcall serve` on a directory in which these credentials are known.
+    pub(crate) fn start_as(self, credentials: &Credentials) -> TestServer {
+        let mut server = self.launch();
+        credentials.service_id.clone_into(&mut server.service_id);
+        credentials.app_id.clone_into(&mut server.app_id);
+        credentials.app_token.clone_into(&mut server.app_token);
+        server
+    }
+
+    fn launch(self) -> TestServer {
         let mut process = self.spawn();
         let welcome = process.first_line();
         let mut server = TestServer {
@@ -87,19 +127,28 @@ impl Builder {
             app_token: String::new(),
             builder: self,
         };
-        if server.builder.command == "serve" {
-            let url = welcome.trim().strip_prefix("rollcall listens on ");
-            url.expect("the first line must name the address").clone_into(&mut server.base_url);
-            server.make_app().await;
-        } else {
-            server.read_welcome(&welcome);
-        }
+        server.read_welcome(&welcome);
         server
     }
 
     fn spawn(&self) -> Process {
         let own = self.dir.0.join("data");
-        Process::spawn(self.command, self.other_dir.as_ref().unwrap_or(&own), &self.flags)
+        let mut program = Command::new(&self.program);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("ROLLCALL_") {
+                program.env_remove(name);
+            }
+        }
+        program.envs(self.environment.iter().cloned()).arg(self.command);
+        if self.command == "dev" {
+            program.arg("--json");
+        } else {
+            program.env("ROLLCALL_ADMIN_TOKEN", ADMIN_TOKEN);
+        }
+        program.arg("--listen=127.0.0.1:0").arg("--log-format=json");
+        let data_dir = self.other_dir.as_ref().unwrap_or(&own);
+        program.arg(format!("--data-dir={}", data_dir.display())).args(&self.flags);
+        Process::spawn(program)
     }
 
     /// Starts a server and kills it after so long, wherever it is by then.
@@ -143,6 +192,8 @@ impl TestServer {
             flags: Vec::new(),
             dir: Arc::new(TestDir::new()),
             other_dir: None,
+            program: env!("CARGO_BIN_EXE_rollcall").into(),
+            environment: Vec::new(),
             tolerates_errors: false,
         }
     }
@@ -185,6 +236,15 @@ impl TestServer {
         self.builder.clone()
     }
 
+    /// Who calls as its first app.
+    pub(crate) fn credentials(&self) -> Credentials {
+        Credentials {
+            service_id: self.service_id.clone(),
+            app_id: self.app_id.clone(),
+            app_token: self.app_token.clone(),
+        }
+    }
+
     /// Everything that it has logged so far.
     pub(crate) fn log(&self) -> String {
         self.process.log()
@@ -221,6 +281,11 @@ impl TestServer {
     }
 
     fn read_welcome(&mut self, line: &str) {
+        if self.builder.command == "serve" {
+            let url = line.trim().strip_prefix("rollcall listens on ");
+            url.expect("the first line must name the address").clone_into(&mut self.base_url);
+            return;
+        }
         let welcome: Value = serde_json::from_str(line)
             .unwrap_or_else(|_| panic!("no JSON line: {line:?}\n{}", self.process.log()));
         let text = |field: &str| welcome[field].as_str().unwrap().to_owned();
@@ -270,21 +335,7 @@ struct Process {
 }
 
 impl Process {
-    fn spawn(command: &str, data_dir: &Path, flags: &[String]) -> Self {
-        let mut program = Command::new(env!("CARGO_BIN_EXE_rollcall"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("ROLLCALL_") {
-                program.env_remove(name);
-            }
-        }
-        program.arg(command);
-        if command == "dev" {
-            program.arg("--json");
-        } else {
-            program.env("ROLLCALL_ADMIN_TOKEN", ADMIN_TOKEN);
-        }
-        program.arg("--listen=127.0.0.1:0").arg("--log-format=json");
-        program.arg(format!("--data-dir={}", data_dir.display())).args(flags);
+    fn spawn(mut program: Command) -> Self {
         program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = program.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());

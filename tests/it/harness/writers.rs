@@ -1,6 +1,6 @@
 //! Callers that change contacts all the time, and keep what they were told.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,24 +18,64 @@ const WRITERS: usize = 8;
 /// Callers at once that only edit.
 const EDITORS: usize = 4;
 
+/// One answer to a change.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    /// The position of whoever keeps one, right after the answer.
+    pub(crate) position: u64,
+    /// The field that every edit changes; nothing for a contact that has none.
+    pub(crate) job_title: Option<String>,
+}
+
 /// What callers were told: the contact and its version, a delete as its last one.
-#[derive(Default)]
 pub(crate) struct Acknowledged {
-    pub(crate) changes: Mutex<BTreeSet<(String, u64)>>,
-    pub(crate) deletes: Mutex<BTreeSet<String>>,
+    pub(crate) changes: Mutex<BTreeMap<(String, u64), Told>>,
+    pub(crate) deletes: Mutex<BTreeMap<String, Told>>,
+    position: Box<dyn Fn() -> u64 + Send + Sync>,
     count: AtomicUsize,
     stop: AtomicBool,
 }
 
+impl Default for Acknowledged {
+    fn default() -> Self {
+        Self::at(|| 0)
+    }
+}
+
 impl Acknowledged {
-    fn note(&self, contact: &Value) {
+    /// Notes for each answer a position at which it was there.
+    pub(crate) fn at(position: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self {
+            changes: Mutex::default(),
+            deletes: Mutex::default(),
+            position: Box::new(position),
+            count: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    /// Notes an answer to a change of a contact.
+    pub(crate) fn note(&self, contact: &Value) {
         let id = contact["id"].as_str().unwrap().to_owned();
+        let job_title = contact["jobTitle"].as_str().map(str::to_owned);
+        let told = Told { position: (self.position)(), job_title };
         if let Some(version) = contact["version"].as_u64() {
-            self.changes.lock().unwrap().insert((id, version));
+            self.changes.lock().unwrap().insert((id, version), told);
         } else {
-            self.deletes.lock().unwrap().insert(id);
+            self.deletes.lock().unwrap().insert(id, told);
         }
         self.count.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Where whoever keeps a position is now.
+    pub(crate) fn position(&self) -> u64 {
+        (self.position)()
+    }
+
+    /// Also what other callers were told.
+    pub(crate) fn take_over(&self, other: &Self) {
+        self.changes.lock().unwrap().append(&mut other.changes.lock().unwrap());
+        self.deletes.lock().unwrap().append(&mut other.deletes.lock().unwrap());
     }
 
     pub(crate) fn count(&self) -> usize {
