@@ -39,3 +39,9 @@ CUTS ?= 1000
 .PHONY: power-cut
 power-cut: ## Cut the power CUTS times (1000) in a simulation of the disk; nothing acknowledged may be lost
 	ROLLCALL_TEST_CUTS=$(CUTS) $(LONG_TEST) store_power_cut::
+
+FAULTS ?= 200
+
+.PHONY: disk-faults
+disk-faults: ## Let the disk fail in every way, and FAULTS times (200) at random
+	ROLLCALL_TEST_FAULTS=$(FAULTS) $(LONG_TEST) store_disk_

@@ -19,5 +19,6 @@ mod delivery_restart;
 mod delivery_retry;
 mod delivery_signing;
 mod delivery_targets;
+mod store_disk_faults;
 mod store_disk_full;
 mod store_power_cut;

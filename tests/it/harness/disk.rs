@@ -80,9 +80,27 @@ fn parse_record(bytes: &[u8], at: usize) -> Option<(usize, Operation)> {
     Some((end, operation))
 }
 
+/// An order to the disk: operations on some files fail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    /// `w`rite, `s`ync, `t`runcate, `o`pen for writing, `u`nlink.
+    pub(crate) operations: &'static str,
+    /// `w`rite-ahead log, `d`atabase, `s`hared index, `j`ournal, `o`ther, `/` directory.
+    pub(crate) files: &'static str,
+    /// The number of the error, as the system has it.
+    pub(crate) error: i32,
+    /// So many pass before the first that fails.
+    pub(crate) skip: u32,
+    /// So many fail.
+    pub(crate) times: u32,
+    /// Writes do half of their work before they fail.
+    pub(crate) torn: bool,
+}
+
 /// A directory whose files are watched. The log stands outside of it.
 pub(crate) struct Disk {
     folder: PathBuf,
+    orders: AtomicU64,
 }
 
 impl Disk {
@@ -94,7 +112,7 @@ impl Disk {
         fs::create_dir_all(folder.join("root")).unwrap();
         fs::write(folder.join("log"), []).unwrap();
         fs::write(folder.join("control"), []).unwrap();
-        Self { folder }
+        Self { folder, orders: AtomicU64::new(0) }
     }
 
     /// The directory that is watched.
@@ -120,6 +138,27 @@ impl Disk {
     /// The log so far.
     pub(crate) fn log(&self) -> DiskLog {
         DiskLog::parse(fs::read(self.folder.join("log")).unwrap())
+    }
+
+    /// Fails like this from now on.
+    pub(crate) fn fail(&self, fault: &Fault) {
+        let Fault { operations, files, error, skip, times, torn } = fault;
+        let torn = u8::from(*torn);
+        self.order(&format!("{operations} {files} {error} {skip} {times} {torn}"));
+    }
+
+    /// Works again.
+    pub(crate) fn heal(&self) {
+        self.order("- - 0 0 0 0");
+    }
+
+    /// In one piece: the other side may read at any moment.
+    fn order(&self, order: &str) {
+        use std::os::unix::fs::FileExt;
+        let number = self.orders.fetch_add(1, Ordering::Relaxed);
+        let line = format!("{:<100}\n", format!("{number} {order}"));
+        let file = fs::File::options().write(true).open(self.folder.join("control")).unwrap();
+        file.write_all_at(line.as_bytes(), 0).unwrap();
     }
 }
 

@@ -33,6 +33,7 @@ pub(crate) struct Acknowledged {
     pub(crate) deletes: Mutex<BTreeMap<String, Told>>,
     position: Box<dyn Fn() -> u64 + Send + Sync>,
     count: AtomicUsize,
+    unavailable: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -50,6 +51,7 @@ impl Acknowledged {
             deletes: Mutex::default(),
             position: Box::new(position),
             count: AtomicUsize::new(0),
+            unavailable: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         }
     }
@@ -82,6 +84,11 @@ impl Acknowledged {
         self.count.load(Ordering::SeqCst)
     }
 
+    /// How often the answer was 503.
+    pub(crate) fn unavailable(&self) -> usize {
+        self.unavailable.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
     }
@@ -102,17 +109,43 @@ pub(crate) fn start_writers(
     pause: Duration,
     acknowledged: &Arc<Acknowledged>,
 ) -> JoinSet<()> {
+    start(app, name, pause, acknowledged, false)
+}
+
+/// The same, but after a 503 they go on with the next contact; and there must always be an answer.
+pub(crate) fn start_stubborn_writers(
+    app: &Api,
+    name: &str,
+    pause: Duration,
+    acknowledged: &Arc<Acknowledged>,
+) -> JoinSet<()> {
+    start(app, name, pause, acknowledged, true)
+}
+
+fn start(
+    app: &Api,
+    name: &str,
+    pause: Duration,
+    acknowledged: &Arc<Acknowledged>,
+    is_stubborn: bool,
+) -> JoinSet<()> {
     let mut writers = JoinSet::new();
     for number in 0..WRITERS {
         let writer = Writer {
             app: app.clone(),
             name: format!("{name}.w{number}"),
             pause,
+            is_stubborn,
             acknowledged: Arc::clone(acknowledged),
         };
         writers.spawn(async move {
-            // There is no answer any more.
-            writer.write().await.unwrap_or_default();
+            for number in 0.. {
+                match writer.write_contact(number).await {
+                    Ok(()) => {}
+                    Err(End::Unavailable) if is_stubborn => tokio::time::sleep(pause).await,
+                    Err(End::Unavailable | End::Stopped | End::NoAnswer) => return,
+                }
+            }
         });
     }
     writers
@@ -132,6 +165,7 @@ pub(crate) fn start_editors(
             app: app.clone(),
             name: String::new(),
             pause,
+            is_stubborn: false,
             acknowledged: Arc::clone(acknowledged),
         };
         let (ids, mut chance) = (Arc::clone(ids), Chance::new(chance.next()));
@@ -139,7 +173,7 @@ pub(crate) fn start_editors(
             loop {
                 let path = format!("/contacts/staff/{}", ids[chance.index(ids.len())]);
                 let edit = json!({"jobTitle": chance.next().to_string()});
-                if writer.tell(Method::PATCH, &path, &edit).await.is_none() {
+                if writer.tell(Method::PATCH, &path, &edit).await.is_err() {
                     return;
                 }
             }
@@ -148,38 +182,52 @@ pub(crate) fn start_editors(
     editors
 }
 
+/// Why a caller goes no further.
+enum End {
+    Stopped,
+    NoAnswer,
+    Unavailable,
+}
+
 struct Writer {
     app: Api,
     name: String,
     pause: Duration,
+    is_stubborn: bool,
     acknowledged: Arc<Acknowledged>,
 }
 
 impl Writer {
-    async fn write(&self) -> Option<()> {
-        for number in 0.. {
-            let email = format!("{}.{number}@example.com", self.name);
-            let contact = json!({"firstName": "A", "lastName": "B", "email": email});
-            let created = self.tell(Method::POST, "/contacts/staff", &contact).await?;
-            let path = format!("/contacts/staff/{}", created["id"].as_str().unwrap());
-            for edit in 0..3 {
-                let edit = json!({"jobTitle": edit.to_string()});
-                self.tell(Method::PATCH, &path, &edit).await?;
-            }
-            if number % 2 == 0 {
-                self.tell(Method::DELETE, &path, &json!({})).await?;
-            }
+    async fn write_contact(&self, number: usize) -> Result<(), End> {
+        let email = format!("{}.{number}@example.com", self.name);
+        let contact = json!({"firstName": "A", "lastName": "B", "email": email});
+        let created = self.tell(Method::POST, "/contacts/staff", &contact).await?;
+        let path = format!("/contacts/staff/{}", created["id"].as_str().unwrap());
+        for edit in 0..3 {
+            let edit = json!({"jobTitle": edit.to_string()});
+            self.tell(Method::PATCH, &path, &edit).await?;
         }
-        None
+        if number.is_multiple_of(2) {
+            self.tell(Method::DELETE, &path, &json!({})).await?;
+        }
+        Ok(())
     }
 
-    async fn tell(&self, method: Method, path: &str, body: &Value) -> Option<Value> {
+    async fn tell(&self, method: Method, path: &str, body: &Value) -> Result<Value, End> {
         if self.acknowledged.stop.load(Ordering::SeqCst) {
-            return None;
+            return Err(End::Stopped);
         }
-        let answer = self.app.try_send(method, path, body.to_string()).await.ok()?;
+        let answer = match self.app.try_send(method, path, body.to_string()).await {
+            Ok(answer) => answer,
+            Err(error) if self.is_stubborn => panic!("no answer: {error}"),
+            Err(_) => return Err(End::NoAnswer),
+        };
         if answer.status == 503 {
-            return None;
+            let message = answer.refused(503, 6_451_001);
+            assert!(message.starts_with("Bad response from the service"), "{message}");
+            assert!(answer.header("retry-after").is_some(), "{answer:?}");
+            self.acknowledged.unavailable.fetch_add(1, Ordering::SeqCst);
+            return Err(End::Unavailable);
         }
         assert!([200, 201].contains(&answer.status), "{answer:?}");
         let result = answer.json()["result"].take();
@@ -187,6 +235,6 @@ impl Writer {
         if !self.pause.is_zero() {
             tokio::time::sleep(self.pause).await;
         }
-        Some(result)
+        Ok(result)
     }
 }
