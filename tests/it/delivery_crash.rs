@@ -275,7 +275,7 @@ impl Crashes {
         let kills = self.life - 2;
         say(&format!("crash proof, seed {seed}, all checks passed"));
         say(&format!("  kills                          {kills}"));
-        say(&format!("  of these before ready          {}", self.killed_in_start));
+        say(&format!("  of these during a start        {}", self.killed_in_start));
         say(&format!("  acknowledged changes           {}", self.acknowledged.count()));
         say("  lost, out of order             0");
         let median = self.ready[self.ready.len() / 2];

@@ -43,9 +43,9 @@ const REOPEN_WAIT: Duration = Duration::from_millis(200);
 /// How long a fault lasts at least.
 const FAULT_TIME: Duration = Duration::from_millis(600);
 /// Power cuts of each case.
-const CUTS: u64 = 30;
+const CUTS: u64 = 15;
 /// Power cuts in a recovery, which is a few dozen operations of the disk.
-const CUTS_IN_RECOVERY: u64 = 150;
+const CUTS_IN_RECOVERY: u64 = 100;
 /// Contacts in one batch: enough to touch pages that no other change has touched.
 const BATCH: u32 = 100;
 /// Pause of a caller after each change.

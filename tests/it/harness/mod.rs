@@ -5,6 +5,7 @@ pub(crate) mod chance;
 pub(crate) mod client;
 pub(crate) mod disk;
 pub(crate) mod power;
+mod process;
 pub(crate) mod receiver;
 pub(crate) mod server;
 pub(crate) mod stored;

@@ -1,20 +1,20 @@
 //! The real binary, started with its own data directory on a free port.
 //!
-//! Ends only processes that it started, by their id. A test that fails shows the server's log; a test that
-//! passes fails all the same when the server logged an error or a panic that the test did not announce.
+//! A test that fails shows the server's log; a test that passes fails all the same when the server logged an error
+//! or a panic that the test did not announce.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::client::Api;
+use super::process::Process;
 
 /// The admin token that servers started with `serve` are given.
 const ADMIN_TOKEN: &str = "admin-token-of-the-system-tests-0123456789";
@@ -324,94 +324,4 @@ fn is_fault(line: &str) -> bool {
 #[expect(clippy::print_stderr, reason = "the test runner shows it with the failed test only")]
 fn show(log: &str) {
     eprintln!("---- the server's log ----\n{log}----");
-}
-
-/// One process that this test started, and what it writes.
-struct Process {
-    child: Child,
-    stdout: BufReader<std::process::ChildStdout>,
-    log: Arc<Mutex<Vec<u8>>>,
-    drain: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Process {
-    fn spawn(mut program: Command) -> Self {
-        program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = program.spawn().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut stderr = child.stderr.take().unwrap();
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let written = Arc::clone(&log);
-        let drain = std::thread::spawn(move || {
-            let mut space = [0; 4096];
-            while let Ok(count @ 1..) = stderr.read(&mut space) {
-                written.lock().unwrap().extend_from_slice(&space[..count]);
-            }
-        });
-        Self { child, stdout, log, drain: Some(drain) }
-    }
-
-    /// The first line on its standard output; empty when it ends without one.
-    fn first_line(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        if line.is_empty() {
-            self.kill();
-            panic!("the server did not start:\n{}", self.log());
-        }
-        line
-    }
-
-    fn log(&self) -> String {
-        String::from_utf8_lossy(&self.log.lock().unwrap()).into_owned()
-    }
-
-    fn keep_log_of(&self, earlier: &Self) {
-        let mut log = self.log.lock().unwrap();
-        let mut whole = earlier.log.lock().unwrap().clone();
-        whole.extend_from_slice(b"---- restarted ----\n");
-        whole.extend_from_slice(&log);
-        *log = whole;
-    }
-
-    fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().unwrap()
-    }
-
-    fn wait(&mut self, within: Duration) -> Option<ExitStatus> {
-        let deadline = Instant::now() + within;
-        while Instant::now() < deadline {
-            if let Some(status) = self.ended() {
-                self.join_drain();
-                return Some(status);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        None
-    }
-
-    fn terminate(&self) {
-        let id = i32::try_from(self.child.id()).unwrap();
-        let id = rustix::process::Pid::from_raw(id).unwrap();
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
-    }
-
-    fn kill(&mut self) {
-        // An error means that it has already ended.
-        drop(self.child.kill());
-        self.child.wait().unwrap();
-        self.join_drain();
-    }
-
-    fn join_drain(&mut self) {
-        if let Some(drain) = self.drain.take() {
-            drain.join().unwrap();
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
 }
