@@ -4,7 +4,7 @@ CARGO ?= cargo
 
 .PHONY: help
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: ## Run the server for a laptop: demo app, loopback receivers allowed
@@ -24,3 +24,24 @@ check: ## Run what a change must pass: format, lints, documentation, tests
 .PHONY: bench
 bench: ## Measure throughput and latency against the bare HTTP limit of this machine
 	$(CARGO) bench --bench throughput --locked
+
+# The long forms of tests that `make test` runs in a short form. SEED=… repeats a run.
+LONG_TEST = ROLLCALL_TEST_SEED=$(SEED) $(CARGO) test --test it --locked -- --nocapture
+
+KILLS ?= 500
+
+.PHONY: crash
+crash: ## Kill the server KILLS times (500) under load and during start; nothing may be lost
+	ROLLCALL_TEST_KILLS=$(KILLS) $(LONG_TEST) delivery_crash::kills_at_random_moments_lose_nothing_and_repeat_little
+
+CUTS ?= 1000
+
+.PHONY: power-cut
+power-cut: ## Cut the power CUTS times (1000) in a simulation of the disk; nothing acknowledged may be lost
+	ROLLCALL_TEST_CUTS=$(CUTS) $(LONG_TEST) store_power_cut::
+
+FAULTS ?= 200
+
+.PHONY: disk-faults
+disk-faults: ## Let the disk fail in every way, and FAULTS times (200) at random
+	ROLLCALL_TEST_FAULTS=$(FAULTS) $(LONG_TEST) store_disk_

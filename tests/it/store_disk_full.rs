@@ -75,19 +75,6 @@ async fn create(app: &Api, number: usize) -> Answer {
     app.post("/contacts/staff", contact).await
 }
 
-async fn list_ids(app: &Api) -> BTreeSet<String> {
-    let mut ids = BTreeSet::new();
-    loop {
-        let path = format!("/contacts/staffcontact-list?limit=500&offset={}", ids.len());
-        let page = app.get(&path).await.expect(200);
-        let items = page["items"].as_array().unwrap().clone();
-        if items.is_empty() {
-            return ids;
-        }
-        ids.extend(items.iter().map(id_of));
-    }
-}
-
 fn id_of(contact: &Value) -> String {
     contact["id"].as_str().unwrap().to_owned()
 }
@@ -148,7 +135,7 @@ async fn check_full_disk(name: &str, leaving: u64) {
     for number in 0..5 {
         // A single small write may still fit where a group of eight did not.
         acknowledged.extend(created_or_unavailable(&create(&app, 200_000 + number).await));
-        assert!(list_ids(&app).await.is_superset(&acknowledged));
+        assert!(app.list_contact_ids().await.is_superset(&acknowledged));
         app.subscription().await;
     }
 
@@ -162,13 +149,13 @@ async fn check_full_disk(name: &str, leaving: u64) {
 
     app.wait_until_idle().await;
     let told: BTreeSet<String> = receiver.delivered().iter().map(Seen::contact).collect();
-    let listed = list_ids(&app).await;
+    let listed = app.list_contact_ids().await;
     assert!(listed.is_superset(&acknowledged), "an acknowledged contact is gone");
     assert_eq!(told, listed, "told and listed differ");
     receiver.assert_contacts_in_order();
     server.kill();
     server.restart().await;
-    assert_eq!(list_ids(&server.app()).await, listed);
+    assert_eq!(server.app().list_contact_ids().await, listed);
     drop(server);
 }
 
@@ -200,7 +187,7 @@ async fn crash_on_a_full_disk_loses_nothing_that_was_acknowledged() {
 
     acknowledged.insert(server.app().create_contact("Ana", "Last").await);
     server.app().wait_until_idle().await;
-    let listed = list_ids(&server.app()).await;
+    let listed = server.app().list_contact_ids().await;
     assert!(listed.is_superset(&acknowledged), "an acknowledged contact is gone");
     let told: BTreeSet<String> = receiver.delivered().iter().map(Seen::contact).collect();
     assert_eq!(told, listed, "told and listed differ");

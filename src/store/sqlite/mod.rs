@@ -52,6 +52,8 @@ const CHECKPOINT_PAGES: i64 = 16_000;
 const WRITER_CACHE_KIB: i64 = 8_192;
 /// Page cache of each reader in KiB: readers mostly touch few pages.
 const READER_CACHE_KIB: i64 = 4_096;
+/// Bytes of the log that are written again at once. More takes memory, fewer takes more calls.
+const SETTLE_BYTES: usize = 1024 * 1024;
 /// Prepared statements kept per connection: every statement there is, with room.
 const STATEMENTS_CACHED: usize = 96;
 
@@ -120,7 +122,23 @@ fn make_directory(directory: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| {
         Error::Unavailable(format!("cannot make data directory {}: {error}", directory.display()))
-    })
+    })?;
+    // Also when the directory was there: a start that made it may have been killed before it came to this.
+    if !Embedded::exists(directory) {
+        sync_names_above(directory);
+    }
+    Ok(())
+}
+
+/// Makes the name of a new directory as durable as what will be stored in it. SQLite syncs the data directory, and
+/// nothing above it.
+fn sync_names_above(directory: &Path) {
+    for above in directory.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+        if let Err(error) = File::open(above).and_then(|above| above.sync_all()) {
+            // A directory that may be entered and not read was made by somebody else.
+            tracing::debug!(directory = %above.display(), error = %error, "directory not synced");
+        }
+    }
 }
 
 fn lock_directory(directory: &Path) -> Result<File, Error> {
@@ -158,10 +176,40 @@ fn open(path: &Path, cache_kib: i64) -> Result<Connection, rusqlite::Error> {
     Ok(connection)
 }
 
+/// Writes what can be read of the write-ahead log once more, and syncs it.
+///
+/// When a sync has failed, Linux gives up what waited for it and still shows it to readers: SQLite would take a
+/// commit out of the log that is not on the disk, and everything behind it would be gone after a power cut. Only
+/// what is written again is synced again. No connection is open meanwhile.
+fn settle_log(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    let log = match File::options().read(true).write(true).open(name) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let mut part = vec![0; SETTLE_BYTES];
+    let mut at = 0;
+    loop {
+        let count = log.read_at(&mut part, at)?;
+        if count == 0 {
+            break;
+        }
+        log.write_all_at(&part[..count], at)?;
+        at += count as u64;
+    }
+    if at > 0 { log.sync_all() } else { Ok(()) }
+}
+
 fn open_writer(path: &Path) -> Result<Connection, Error> {
+    settle_log(path).map_err(|error| {
+        Error::Unavailable(format!("cannot write the log of {}: {error}", path.display()))
+    })?;
     let opened = open(path, WRITER_CACHE_KIB).and_then(|connection| {
         connection.query_row("PRAGMA journal_mode=WAL", [], |row| row.get::<_, String>(0))?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
+        // In one literal, because the test of power cuts lowers it in a copy of the program.
+        connection.execute_batch("PRAGMA synchronous=FULL")?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         Ok(connection)
     });

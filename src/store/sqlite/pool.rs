@@ -22,6 +22,8 @@ struct Inner {
     idle: Vec<Connection>,
     busy: usize,
     suspended: bool,
+    /// The file did not open: who wants to read need not wait for it.
+    away: bool,
     broken: Option<String>,
 }
 
@@ -98,7 +100,9 @@ impl Pool {
     fn take(&self) -> Result<Connection, Error> {
         let waited = self
             .changed
-            .wait_timeout_while(self.lock(), REOPEN_PATIENCE, |inner| inner.suspended)
+            .wait_timeout_while(self.lock(), REOPEN_PATIENCE, |inner| {
+                inner.suspended && !inner.away
+            })
             .unwrap_or_else(PoisonError::into_inner);
         let (mut inner, _) = waited;
         if inner.suspended {
@@ -137,9 +141,20 @@ impl Pool {
         drop(idle);
     }
 
+    /// Refuses readers at once, those that wait already too, until they are let in again: each place is held while
+    /// its reader waits, so the others behind them would wait many times as long. Gives whether that is new.
+    pub(super) fn stay_away(&self) -> bool {
+        let was_away = std::mem::replace(&mut self.lock().away, true);
+        self.changed.notify_all();
+        !was_away
+    }
+
     /// Lets readers in again.
     pub(super) fn resume(&self) {
-        self.lock().suspended = false;
+        let mut inner = self.lock();
+        inner.suspended = false;
+        inner.away = false;
+        drop(inner);
         self.changed.notify_all();
     }
 

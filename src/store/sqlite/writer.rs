@@ -4,7 +4,8 @@
 //! savepoint; [`Change::attempt`] checks that. Any other failure ends the group: everyone in it is told that the
 //! outcome is unknown. After a full disk the transaction is rolled back and work goes on. After any other failure,
 //! or one that left the connection in doubt, every connection is closed and the file opened again, because what
-//! a connection remembers of a log that failed to reach the disk cannot be trusted.
+//! a connection remembers of a log that failed to reach the disk cannot be trusted. A store that goes on failing is
+//! tried every [`REOPEN_WAIT`], however many groups arrive.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use crate::store::{Commit, Error};
 const CHECKPOINT_QUIET: Duration = Duration::from_millis(50);
 /// Wait for work when there is nothing to checkpoint.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
-/// Wait between two attempts to open a file that does not open.
+/// Wait between two attempts to open a file that does not open, or to write to one that failed twice in a row.
 const REOPEN_WAIT: Duration = Duration::from_millis(200);
 /// Time between two slices of upkeep while there is work; each is about a millisecond.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
@@ -175,6 +176,9 @@ pub(super) struct Writer {
     checkpointed: bool,
     upkeep: Upkeep,
     upkeep_at: Moment,
+    /// While the store keeps failing, groups are refused until then: many callers must not make it open the file
+    /// again at once each time, with all that is built anew after it.
+    retry_at: Moment,
     failing: bool,
 }
 
@@ -187,7 +191,7 @@ impl Writer {
         clock: Arc<dyn Clock>,
         retention: Retention,
     ) -> Self {
-        let upkeep_at = clock.moment();
+        let now = clock.moment();
         Self {
             path,
             connection: Some(connection),
@@ -198,7 +202,8 @@ impl Writer {
             ids: IdMaker::new(),
             checkpointed: true,
             upkeep: Upkeep::new(retention),
-            upkeep_at,
+            upkeep_at: now,
+            retry_at: now,
             failing: false,
         }
     }
@@ -214,7 +219,7 @@ impl Writer {
             };
             let upkeep_in = self.upkeep_at.since(self.clock.moment()).max(UPKEEP_PAUSE);
             let taken = queue.take_group(patience.min(upkeep_in));
-            if self.connection.is_none() {
+            if self.connection.is_none() && !self.is_waiting() {
                 self.reopen();
             }
             match taken {
@@ -235,8 +240,9 @@ impl Writer {
     }
 
     fn run_group(&mut self, group: Group) {
-        let Some(connection) = &mut self.connection else {
-            group.fail(&Error::Unavailable("the store is being opened again".to_owned()));
+        let is_waiting = self.is_waiting();
+        let Some(connection) = self.connection.as_mut().filter(|_| !is_waiting) else {
+            group.fail(&Error::Unavailable("the store failed a moment ago".to_owned()));
             return;
         };
         self.checkpointed = false;
@@ -253,13 +259,18 @@ impl Writer {
         }
     }
 
+    /// Whether it failed too recently to be tried again.
+    fn is_waiting(&self) -> bool {
+        self.failing && self.clock.moment() < self.retry_at
+    }
+
     /// Ends a failed group: nothing of it may stay in memory or in an open transaction.
     fn abandon(&mut self, failure: &Failure, answers: Answers) {
         let error = Error::Unavailable(failure.error.to_string());
         if !self.failing {
             tracing::error!(error = %failure.error, during = failure.during, "store failed in a group");
         }
-        self.failing = true;
+        let again = std::mem::replace(&mut self.failing, true);
         self.pool.set_broken(Some(failure.error.to_string()));
         self.services.forget();
         let clean = self.connection.as_ref().is_some_and(|connection| {
@@ -268,6 +279,9 @@ impl Writer {
         });
         let full = failure.error.sqlite_error_code() == Some(ErrorCode::DiskFull);
         if !(clean && full) {
+            if again {
+                self.retry_at = self.clock.moment().plus(REOPEN_WAIT);
+            }
             self.connection = None;
             self.reopen();
         }
@@ -291,14 +305,19 @@ impl Writer {
                 self.queue.tell(&Commit { reopened: true, tenancy: true, ..Commit::default() });
                 tracing::warn!("store opened again after a failure");
             }
-            Err(error) => tracing::debug!(error = %error, "store not opened again yet"),
+            Err(error) => {
+                self.retry_at = self.clock.moment().plus(REOPEN_WAIT);
+                if self.pool.stay_away() {
+                    tracing::error!(error = %error, "store cannot be opened again");
+                }
+            }
         }
     }
 
     /// A quiet moment: find out whether a store that failed works again, and move what was written from the log
     /// into the database file.
     fn idle(&mut self) {
-        if self.failing {
+        if self.failing && !self.is_waiting() {
             self.probe();
         }
         if self.checkpointed {

@@ -1,5 +1,6 @@
 //! A small HTTP client, and raw bytes for what no client would send.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -165,6 +166,20 @@ impl Api {
         let contact = json!({"firstName": first, "lastName": last, "email": email});
         let created = self.post("/contacts/staff", contact).await.expect(201);
         created["id"].as_str().unwrap().to_owned()
+    }
+
+    /// The ids of all contacts on the roll.
+    pub(crate) async fn list_contact_ids(&self) -> BTreeSet<String> {
+        let mut ids = BTreeSet::new();
+        loop {
+            let path = format!("/contacts/staffcontact-list?limit=500&offset={}", ids.len());
+            let page = self.get(&path).await.expect(200);
+            let items = page["items"].as_array().unwrap();
+            if items.is_empty() {
+                return ids;
+            }
+            ids.extend(items.iter().map(|item| item["id"].as_str().unwrap().to_owned()));
+        }
     }
 
     /// Subscribes a URL, or unsubscribes.

@@ -1,9 +1,16 @@
-//! What the system tests share: a server, a receiver, a client, and waiting without sleeping.
+//! What the system tests share: a server, a receiver, a client, callers that write, chance, and waiting without
+//! sleeping.
 
 pub(crate) mod certificates;
+pub(crate) mod chance;
 pub(crate) mod client;
+pub(crate) mod disk;
+pub(crate) mod power;
+mod process;
 pub(crate) mod receiver;
 pub(crate) mod server;
+pub(crate) mod stored;
+pub(crate) mod writers;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -27,4 +34,10 @@ where
         assert!(Instant::now() < deadline, "this did not happen within {PATIENCE:?}: {what}");
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// One line of progress or of figures; the test runner shows it with `--nocapture`, and when the test fails.
+#[expect(clippy::print_stderr, reason = "the long forms of tests are watched while they run")]
+pub(crate) fn say(line: &str) {
+    eprintln!("{line}");
 }

@@ -19,7 +19,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -131,6 +131,7 @@ struct State {
     on_challenge: Mutex<Handler>,
     on_notification: Mutex<Handler>,
     open: AtomicUsize,
+    last_peer: Mutex<Option<SocketAddr>>,
 }
 
 /// A receiver that runs; it ends with the value.
@@ -151,6 +152,7 @@ impl Receiver {
             on_challenge: Mutex::new(handler(|seen| Reply::consent(&seen.challenge()))),
             on_notification: Mutex::new(handler(|_| Reply::status(200))),
             open: AtomicUsize::new(0),
+            last_peer: Mutex::default(),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&state)));
         Self { address, state, accepting }
@@ -248,6 +250,30 @@ impl Receiver {
         self.notifications()
     }
 
+    /// Waits until all that a killed server has sent is read: afterwards nothing more of it can come.
+    pub(crate) async fn wait_until_quiet(&self) {
+        // Connections are accepted in order, so behind this one none of that server is left.
+        let last = TcpStream::connect(self.address).await.unwrap();
+        let own = last.local_addr().unwrap();
+        super::eventually("the last connection is accepted", || async {
+            (*self.state.last_peer.lock().unwrap() == Some(own)).then_some(())
+        })
+        .await;
+        drop(last);
+        super::eventually("every connection ended", || async {
+            (self.open_connections() == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// Gives what came so far and forgets it; only while the receiver is quiet.
+    pub(crate) fn take_notifications(&self) -> Vec<Seen> {
+        assert_eq!(self.open_connections(), 0, "a request may be under way");
+        let mut seen = std::mem::take(&mut *self.state.seen.lock().unwrap());
+        seen.retain(|seen| !seen.is_challenge());
+        seen
+    }
+
     /// Fails when an older event of a contact came after a newer one.
     pub(crate) fn assert_contacts_in_order(&self) {
         let mut newest: HashMap<String, u64> = HashMap::new();
@@ -288,10 +314,11 @@ fn handler(reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Handler {
 async fn accept(listener: TcpListener, state: Arc<State>) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let (stream, _) = listener.accept().await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
         let state = Arc::clone(&state);
+        state.open.fetch_add(1, Ordering::SeqCst);
+        *state.last_peer.lock().unwrap() = Some(peer);
         connections.spawn(async move {
-            state.open.fetch_add(1, Ordering::SeqCst);
             let answering = Arc::clone(&state);
             let service = service_fn(move |request| answer(Arc::clone(&answering), request));
             // A caller that breaks off is part of many tests.

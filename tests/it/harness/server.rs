@@ -1,14 +1,14 @@
 //! The real binary, started with its own data directory on a free port.
 //!
-//! Ends only processes that it started, by their id. A test that fails shows the server's log; a test that
-//! passes fails all the same when the server logged an error or a panic that the test did not announce.
+//! A test that fails shows the server's log; a test that passes fails all the same when the server logged an error
+//! or a panic that the test did not announce.
 
-use std::io::{BufRead, BufReader, Read};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::certificates::Authority;
 use super::client::Api;
+use super::process::Process;
 
 /// The admin token that servers started with `serve` are given.
 const ADMIN_TOKEN: &str = "admin-token-of-the-system-tests-0123456789";
@@ -46,11 +47,20 @@ impl Drop for TestDir {
 pub(crate) struct Builder {
     command: &'static str,
     flags: Vec<String>,
-    variables: Vec<(&'static str, PathBuf)>,
     tls: Option<Arc<ClientConfig>>,
     dir: Arc<TestDir>,
     other_dir: Option<PathBuf>,
+    program: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
     tolerates_errors: bool,
+}
+
+/// Who calls: kept when a server is started on a directory that another one has filled.
+#[derive(Clone, Debug)]
+pub(crate) struct Credentials {
+    service_id: String,
+    app_id: String,
+    app_token: String,
 }
 
 impl Builder {
@@ -68,7 +78,7 @@ impl Builder {
 
     /// One more variable in its environment.
     pub(crate) fn variable(mut self, name: &'static str, path: PathBuf) -> Self {
-        self.variables.push((name, path));
+        self.environment.push((name, path.into()));
         self
     }
 
@@ -91,6 +101,18 @@ impl Builder {
         self
     }
 
+    /// Another program than the one that was built.
+    pub(crate) fn program(mut self, path: &Path) -> Self {
+        self.program = path.to_owned();
+        self
+    }
+
+    /// More of the environment.
+    pub(crate) fn environment(mut self, variables: Vec<(&'static str, OsString)>) -> Self {
+        self.environment.extend(variables);
+        self
+    }
+
     /// Errors in the log are part of this test.
     pub(crate) fn tolerate_errors(mut self) -> Self {
         self.tolerates_errors = true;
@@ -99,6 +121,23 @@ impl Builder {
 
     /// Starts the server and waits until it says where it listens.
     pub(crate) async fn start(self) -> TestServer {
+        let mut server = self.launch();
+        if server.builder.command == "serve" {
+            server.make_app().await;
+        }
+        server
+    }
+
+    /// Starts `rollcall serve` on a directory in which these credentials are known.
+    pub(crate) fn start_as(self, credentials: &Credentials) -> TestServer {
+        let mut server = self.launch();
+        credentials.service_id.clone_into(&mut server.service_id);
+        credentials.app_id.clone_into(&mut server.app_id);
+        credentials.app_token.clone_into(&mut server.app_token);
+        server
+    }
+
+    fn launch(self) -> TestServer {
         let mut process = self.spawn();
         let welcome = process.first_line();
         let mut server = TestServer {
@@ -110,18 +149,30 @@ impl Builder {
             app_token: String::new(),
             builder: self,
         };
-        if server.builder.command == "serve" {
-            let url = welcome.trim().strip_prefix("rollcall listens on ");
-            url.expect("the first line must name the address").clone_into(&mut server.base_url);
-            server.make_app().await;
-        } else {
-            server.read_welcome(&welcome);
-        }
+        server.read_welcome(&welcome);
         server
     }
 
     fn spawn(&self) -> Process {
-        Process::spawn(self)
+        let mut program = Command::new(&self.program);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("ROLLCALL_") {
+                program.env_remove(name);
+            }
+        }
+        program.envs(self.environment.iter().cloned()).arg(self.command);
+        if self.command == "dev" {
+            program.arg("--json");
+        } else {
+            program.env("ROLLCALL_ADMIN_TOKEN", ADMIN_TOKEN);
+        }
+        if !self.flags.iter().any(|flag| flag.starts_with("--listen=")) {
+            program.arg("--listen=127.0.0.1:0");
+        }
+        let data_dir = self.data_dir_path();
+        program.arg("--log-format=json").arg(format!("--data-dir={}", data_dir.display()));
+        program.args(&self.flags);
+        Process::spawn(program)
     }
 
     fn data_dir_path(&self) -> PathBuf {
@@ -133,6 +184,9 @@ impl Builder {
         let mut process = self.spawn();
         tokio::time::sleep(after).await;
         process.kill();
+        let log = process.log();
+        let faults: Vec<&str> = log.lines().filter(|line| is_fault(line)).collect();
+        assert!(faults.is_empty(), "the server logged: {faults:#?}");
     }
 
     /// Runs a server that must not start; gives its exit code and what it said.
@@ -164,10 +218,11 @@ impl TestServer {
         Builder {
             command: "dev",
             flags: Vec::new(),
-            variables: Vec::new(),
             tls: None,
             dir: Arc::new(TestDir::new()),
             other_dir: None,
+            program: env!("CARGO_BIN_EXE_rollcall").into(),
+            environment: Vec::new(),
             tolerates_errors: false,
         }
     }
@@ -220,6 +275,15 @@ impl TestServer {
         self.builder.clone()
     }
 
+    /// Who calls as its first app.
+    pub(crate) fn credentials(&self) -> Credentials {
+        Credentials {
+            service_id: self.service_id.clone(),
+            app_id: self.app_id.clone(),
+            app_token: self.app_token.clone(),
+        }
+    }
+
     /// Everything that it has logged so far.
     pub(crate) fn log(&self) -> String {
         self.process.log()
@@ -261,6 +325,11 @@ impl TestServer {
     }
 
     fn read_welcome(&mut self, line: &str) {
+        if self.builder.command == "serve" {
+            let url = line.trim().strip_prefix("rollcall listens on ");
+            url.expect("the first line must name the address").clone_into(&mut self.base_url);
+            return;
+        }
         let welcome: Value = serde_json::from_str(line)
             .unwrap_or_else(|_| panic!("no JSON line: {line:?}\n{}", self.process.log()));
         let text = |field: &str| welcome[field].as_str().unwrap().to_owned();
@@ -299,114 +368,4 @@ fn is_fault(line: &str) -> bool {
 #[expect(clippy::print_stderr, reason = "the test runner shows it with the failed test only")]
 fn show(log: &str) {
     eprintln!("---- the server's log ----\n{log}----");
-}
-
-/// One process that this test started, and what it writes.
-struct Process {
-    child: Child,
-    stdout: BufReader<std::process::ChildStdout>,
-    log: Arc<Mutex<Vec<u8>>>,
-    drain: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Process {
-    fn spawn(builder: &Builder) -> Self {
-        let Builder { command, flags, .. } = builder;
-        let mut program = Command::new(env!("CARGO_BIN_EXE_rollcall"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("ROLLCALL_") {
-                program.env_remove(name);
-            }
-        }
-        program.arg(command);
-        if *command == "dev" {
-            program.arg("--json");
-        } else {
-            program.env("ROLLCALL_ADMIN_TOKEN", ADMIN_TOKEN);
-        }
-        if !flags.iter().any(|flag| flag.starts_with("--listen=")) {
-            program.arg("--listen=127.0.0.1:0");
-        }
-        program.envs(builder.variables.iter().map(|(name, value)| (name, value)));
-        let data_dir = builder.data_dir_path();
-        program.arg("--log-format=json").arg(format!("--data-dir={}", data_dir.display()));
-        program.args(flags);
-        program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = program.spawn().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut stderr = child.stderr.take().unwrap();
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let written = Arc::clone(&log);
-        let drain = std::thread::spawn(move || {
-            let mut space = [0; 4096];
-            while let Ok(count @ 1..) = stderr.read(&mut space) {
-                written.lock().unwrap().extend_from_slice(&space[..count]);
-            }
-        });
-        Self { child, stdout, log, drain: Some(drain) }
-    }
-
-    /// The first line on its standard output; empty when it ends without one.
-    fn first_line(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        if line.is_empty() {
-            self.kill();
-            panic!("the server did not start:\n{}", self.log());
-        }
-        line
-    }
-
-    fn log(&self) -> String {
-        String::from_utf8_lossy(&self.log.lock().unwrap()).into_owned()
-    }
-
-    fn keep_log_of(&self, earlier: &Self) {
-        let mut log = self.log.lock().unwrap();
-        let mut whole = earlier.log.lock().unwrap().clone();
-        whole.extend_from_slice(b"---- restarted ----\n");
-        whole.extend_from_slice(&log);
-        *log = whole;
-    }
-
-    fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().unwrap()
-    }
-
-    fn wait(&mut self, within: Duration) -> Option<ExitStatus> {
-        let deadline = Instant::now() + within;
-        while Instant::now() < deadline {
-            if let Some(status) = self.ended() {
-                self.join_drain();
-                return Some(status);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        None
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let id = i32::try_from(self.child.id()).unwrap();
-        let id = rustix::process::Pid::from_raw(id).unwrap();
-        rustix::process::kill_process(id, signal).unwrap();
-    }
-
-    fn kill(&mut self) {
-        // An error means that it has already ended.
-        drop(self.child.kill());
-        self.child.wait().unwrap();
-        self.join_drain();
-    }
-
-    fn join_drain(&mut self) {
-        if let Some(drain) = self.drain.take() {
-            drain.join().unwrap();
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
 }
