@@ -85,7 +85,7 @@ fn server_that_cannot_be_reached_is_exit_code_1_with_a_hint() {
     let (code, out, err) = run(&mut command("service list --url http://127.0.0.1:1 --token x"));
 
     assert_eq!((code, out.as_str()), (1, ""));
-    assert!(err.contains("is `rollcall serve` running at 127.0.0.1:1?"), "{err}");
+    assert!(err.contains("is `rollcall serve` or `rollcall dev` running at 127.0.0.1:1?"), "{err}");
 }
 
 #[test]

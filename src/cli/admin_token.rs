@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Subcommand;
 
-use super::dev_credentials::DataDir;
+use super::dev_credentials::{DataDir, DevCredentials};
 use super::output;
 use crate::app;
 
@@ -25,7 +25,14 @@ pub(super) async fn run(command: AdminTokenCommand) -> anyhow::Result<()> {
         let data_dir = data_dir.display();
         format!("cannot reset the admin token in {data_dir}; stop the server and check the path")
     })?;
-    output::print(token.reveal())?;
+    // First of all, so that it is not lost when something fails below.
+    let printed = output::print(token.reveal());
+    // `rollcall dev` takes its token from there, and gives it to the server as a setting, which wins.
+    if let Some(mut credentials) = DevCredentials::find(&data_dir) {
+        token.reveal().clone_into(&mut credentials.admin_token);
+        credentials.store(&data_dir)?;
+    }
+    printed?;
     output::complain(
         "this is the new admin token, shown only this once; the old one no longer works",
     );

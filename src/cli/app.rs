@@ -38,8 +38,8 @@ pub(super) enum AppCommand {
     RotateToken {
         /// The app's identifier.
         id: String,
-        /// 0: the old token stops working at once.
-        #[arg(long, value_parser = clap::value_parser!(u8).range(0..=0))]
+        /// Only 0: the old token stops working at once. Leave it out for the 24 h.
+        #[arg(long, value_name = "0", value_parser = clap::value_parser!(u8).range(0..=0))]
         overlap: Option<u8>,
         #[command(flatten)]
         of: OfService,

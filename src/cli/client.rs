@@ -251,7 +251,9 @@ async fn connect(url: &Url) -> anyhow::Result<Box<dyn Stream>> {
         Host::Ipv6(ip) => TcpStream::connect((*ip, port)).await,
     };
     let stream = stream.with_context(|| {
-        format!("cannot reach the server; is `rollcall serve` running at {host}:{port}?")
+        format!(
+            "cannot reach the server; is `rollcall serve` or `rollcall dev` running at {host}:{port}?"
+        )
     })?;
     if url.scheme() == "http" {
         return Ok(Box::new(stream));

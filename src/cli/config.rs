@@ -22,8 +22,7 @@ pub(super) enum ConfigCommand {
         #[command(flatten)]
         settings: SettingsFlags,
     },
-    /// Print docs/configuration.md.
-    #[command(hide = true)]
+    /// Print every setting as a page of Markdown: docs/configuration.md is made by this.
     Docs,
 }
 

@@ -1,7 +1,8 @@
 //! `rollcall listen`: a receiver for developers that subscribes itself and prints what arrives.
 //!
 //! One task accepts (`listen_receiver.rs`); this one prints, so that lines never mix. At the end the app is
-//! unsubscribed again, which drops what is pending for it, unless it is to be kept.
+//! unsubscribed again, which drops what is pending for it, unless it is to be kept or has got another URL
+//! meanwhile.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -106,11 +107,22 @@ pub(super) async fn run(args: ListenArgs) -> anyhow::Result<()> {
     ended
 }
 
-/// Gives what to say. A server that has gone away first is no failure of a receiver that ends.
+/// Gives what to say. A server that has gone away first is no failure of a receiver that ends. Somebody else's URL
+/// stays; one that is stored between the question and the unsubscribing does not, since the API has no condition.
 async fn unsubscribe(client: &Client, app: &str, target: &str) -> anyhow::Result<String> {
     let dropped = "unsubscribed; what was pending is dropped (use --keep to stay subscribed)";
-    match set(client, app, false, target).await {
-        Ok(()) => Ok(dropped.to_owned()),
+    let unsubscribing = async {
+        let stored = client.ask(Method::GET, &subscription(app)).await?;
+        match stored["url"].as_str() {
+            Some(url) if !url.is_empty() && url != target => Ok(format!(
+                "not unsubscribed: the URL of {app} is {} by now, not that of this receiver",
+                output::plain(url)
+            )),
+            _ => set(client, app, false, target).await.map(|()| dropped.to_owned()),
+        }
+    };
+    match unsubscribing.await {
+        Ok(text) => Ok(text),
         Err(error) if error.is::<Refused>() => Err(error.context("cannot unsubscribe")),
         Err(_) => Ok(format!("the server is gone, so {app} is still subscribed to {target}")),
     }
@@ -179,9 +191,12 @@ async fn fetch_secret(client: &Client, app: &str) -> anyhow::Result<SigningSecre
 }
 
 async fn set(client: &Client, app: &str, enabled: bool, url: &str) -> anyhow::Result<()> {
-    let path = ["v1", "api", "apps", app, "staff-contact-event-sub"];
     let body = json!({"enabled": enabled, "url": url});
-    client.tell(Method::PATCH, &path, &body, None).await.map(drop)
+    client.tell(Method::PATCH, &subscription(app), &body, None).await.map(drop)
+}
+
+fn subscription(app: &str) -> [&str; 5] {
+    ["v1", "api", "apps", app, "staff-contact-event-sub"]
 }
 
 /// Says something that is no notification: with `--json` not on standard output.

@@ -28,8 +28,10 @@ mod table;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use tokio::runtime::{self, Runtime};
 
 use crate::config::fault::Faults;
 
@@ -43,6 +45,10 @@ Exit codes:
 Without --token the commands that call a server use the credentials that
 `rollcall dev` left in dev.json, and only towards that server. They look for it
 in --data-dir, else ROLLCALL_DATA_DIR, else ./rollcall-data.";
+
+/// How long the end waits for blocking work that is left over. A server has closed its store by then, so this is at
+/// most a read, for example of a file on a mount that hangs. More makes such an end slower, less helps nobody.
+const BLOCKING_GRACE: Duration = Duration::from_secs(1);
 
 /// Keeps the roll of staff contacts and calls every system that must know when it changes.
 #[derive(Debug, Parser)]
@@ -103,14 +109,21 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return exit_code(error.exit_code());
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return report(&anyhow::Error::new(error).context("cannot start threads")),
     };
-    match runtime.block_on(Box::pin(run_command(cli.command))) {
+    match run_to_end(runtime, Box::pin(run_command(cli.command))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
     }
+}
+
+/// Runs this, and does not wait long for blocking work that it leaves behind.
+fn run_to_end<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
+    let ended = runtime.block_on(work);
+    runtime.shutdown_timeout(BLOCKING_GRACE);
+    ended
 }
 
 async fn run_command(command: Command) -> anyhow::Result<()> {
@@ -150,13 +163,53 @@ fn exit_code(code: i32) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, Parser};
+    use clap::{Command, CommandFactory, Parser};
+    use tokio::runtime::Builder;
 
-    use super::Cli;
+    use super::{Cli, run_to_end};
 
     #[test]
     fn command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn blocking_work_that_never_ends_does_not_hold_up_the_end() {
+        let runtime = Builder::new_multi_thread().build().unwrap();
+        let (release, held) = std::sync::mpsc::sync_channel::<()>(1);
+
+        let ended = run_to_end(runtime, async {
+            drop(tokio::task::spawn_blocking(move || held.recv()));
+            7
+        });
+
+        assert_eq!(ended, 7);
+        drop(release);
+    }
+
+    /// Calls this with each command and its path.
+    fn for_each_command(command: &mut Command, path: &str, look: &mut impl FnMut(&str, &str)) {
+        let path = format!("{path} {}", command.get_name());
+        look(&path, &command.render_help().to_string());
+        for below in command.get_subcommands_mut() {
+            for_each_command(below, &path, look);
+        }
+    }
+
+    #[test]
+    fn help_says_which_values_are_taken() {
+        let mut helps = String::new();
+        for_each_command(&mut Cli::command(), "", &mut |path, help| {
+            helps.push_str(help);
+            let only_named = |line: &&str| {
+                line.split_once("The field ").is_some_and(|(_, said)| !said.contains(' '))
+            };
+            assert_eq!(help.lines().find(only_named), None, "{path}");
+        });
+
+        for said in ["--overlap <0>", "Only 0: the old token", "Print every setting as a page"] {
+            assert!(helps.contains(said), "{said}");
+        }
     }
 
     #[test]

@@ -27,10 +27,10 @@ pub(super) struct StaffFields {
     /// The name that others see.
     #[arg(long)]
     display_name: Option<String>,
-    /// The field directchatEnquiry.
+    /// The field directchatEnquiry: any text of at most 255 characters.
     #[arg(long)]
     directchat_enquiry: Option<String>,
-    /// The field directCallEnquiry.
+    /// The field directCallEnquiry: any text of at most 255 characters.
     #[arg(long)]
     direct_call_enquiry: Option<String>,
     /// The telephone number in E.164 form, for example +34911234567.
@@ -39,13 +39,13 @@ pub(super) struct StaffFields {
     /// The extension, 100 to 999999; the lowest free one is assigned when a contact is created without.
     #[arg(long, value_name = "NUMBER")]
     extension_number: Option<u32>,
-    /// The field twoFactorAuthentication.
+    /// The field twoFactorAuthentication: true or false, nothing else.
     #[arg(long, value_name = "true|false")]
     two_factor_authentication: Option<bool>,
-    /// The field microsoftActiveDirectory.
+    /// The field microsoftActiveDirectory: true or false, nothing else.
     #[arg(long, value_name = "true|false")]
     microsoft_active_directory: Option<bool>,
-    /// The field directStaffEnquiry.
+    /// The field directStaffEnquiry: true or false, nothing else.
     #[arg(long, value_name = "true|false")]
     direct_staff_enquiry: Option<bool>,
 }

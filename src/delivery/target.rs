@@ -99,6 +99,7 @@ fn split_scheme(text: &str, allow_http: bool) -> Result<(bool, &str), Refusal> {
         Some((scheme, rest)) if allow_http && scheme.eq_ignore_ascii_case("http") => {
             Ok((false, rest))
         }
+        _ if allow_http => Err(Refusal::url("url must begin with https:// or http://")),
         _ => Err(Refusal::url("url must begin with https://")),
     }
 }

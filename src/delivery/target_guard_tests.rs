@@ -207,7 +207,7 @@ fn lists_of_hosts_are_suffixes_by_label_and_deny_wins() {
 
 #[test]
 fn messages_name_the_rule_in_lower_case() {
-    let guard = guard(|_| ());
+    let strict = guard(|_| ());
     for (url, message) in [
         ("http://example.com/", "url must begin with https://"),
         ("https://u:p@example.com/", "url must not contain user info"),
@@ -216,8 +216,11 @@ fn messages_name_the_rule_in_lower_case() {
         ("https://0x7f.1/", "the host of the url must be written in its plain form"),
         ("https://10.0.0.1/", "the address is not globally reachable"),
     ] {
-        assert_eq!(guard.check_url(url).unwrap_err().to_string(), message, "{url}");
+        assert_eq!(strict.check_url(url).unwrap_err().to_string(), message, "{url}");
     }
+    let of_development = guard(|settings| settings.allow_http = true);
+    let refused = of_development.check_url("127.0.0.1:9000").unwrap_err();
+    assert_eq!(refused.to_string(), "url must begin with https:// or http://");
     assert_eq!(Step::Tls.to_string(), "tls");
 }
 

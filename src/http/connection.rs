@@ -59,8 +59,29 @@ enum Phase {
     Busy,
 }
 
+/// How long a connection waits for bytes.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    /// For the rest of a head.
+    head: Duration,
+    /// For the next request.
+    idle: Duration,
+}
+
+/// What the end of a wait means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WaitEnd {
+    /// Nothing: the request at hand has limits of its own.
+    None,
+    /// The connection is closed.
+    Idle,
+    /// The caller is told, and the connection is closed.
+    HeadTooSlow,
+}
+
 #[derive(Debug)]
 struct Progress {
+    waits: Waits,
     phase: Phase,
     head_since: Option<Instant>,
     scan: HeadScan,
@@ -71,9 +92,10 @@ struct Progress {
 pub struct ConnectionProgress(Arc<Mutex<Progress>>);
 
 impl ConnectionProgress {
-    fn new() -> Self {
+    fn new(waits: Waits) -> Self {
         let phase = Phase::Waiting(Instant::now());
-        Self(Arc::new(Mutex::new(Progress { phase, head_since: None, scan: HeadScan::default() })))
+        let scan = HeadScan::default();
+        Self(Arc::new(Mutex::new(Progress { waits, phase, head_since: None, scan })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
@@ -96,8 +118,11 @@ impl ConnectionProgress {
     /// Its answer is known.
     pub fn end_request(&self) {
         let mut progress = self.lock();
-        progress.phase = Phase::Waiting(Instant::now());
+        let now = Instant::now();
+        progress.phase = Phase::Waiting(now);
         progress.scan.answered();
+        // A head that began behind this request has its time from here on: until now nobody would have read it.
+        progress.head_since = progress.scan.in_open_head().then_some(now);
     }
 }
 
@@ -111,12 +136,22 @@ impl Progress {
         }
     }
 
-    /// When the wait for bytes ends, and whether it is the wait for the rest of a head.
-    fn deadline(&self) -> Option<(Instant, bool)> {
+    /// Bytes of the answer were taken: a caller that takes a long answer slowly is not idle.
+    fn note_written(&mut self) {
+        if let Phase::Waiting(since) = &mut self.phase {
+            let now = Instant::now();
+            *since = now;
+            self.head_since = self.head_since.map(|_| now);
+        }
+    }
+
+    /// When the wait for bytes must be looked at again, and how it ends if nothing has changed by then.
+    fn deadline(&self, now: Instant) -> (Instant, WaitEnd) {
         match (self.phase, self.head_since) {
-            (Phase::Busy, _) => None,
-            (Phase::Waiting(_), Some(since)) => Some((since + HEADER_READ_TIMEOUT, true)),
-            (Phase::Waiting(since), None) => Some((since + IDLE_TIMEOUT, false)),
+            // The request may end without another read, so the timer of the wait behind it must run already.
+            (Phase::Busy, _) => (now + self.waits.idle, WaitEnd::None),
+            (Phase::Waiting(_), Some(since)) => (since + self.waits.head, WaitEnd::HeadTooSlow),
+            (Phase::Waiting(since), None) => (since + self.waits.idle, WaitEnd::Idle),
         }
     }
 
@@ -149,6 +184,7 @@ impl Progress {
 pub struct Connection<S> {
     socket: S,
     progress: ConnectionProgress,
+    /// Never ends later than the wait for bytes; earlier ends are looked at and lengthened.
     wait: Pin<Box<Sleep>>,
     replaced: Vec<u8>,
     ended: bool,
@@ -160,10 +196,14 @@ impl<S> Connection<S> {
     /// Wraps a socket that was just accepted.
     #[must_use]
     pub fn new(socket: S) -> Self {
+        Self::with_waits(socket, Waits { head: HEADER_READ_TIMEOUT, idle: IDLE_TIMEOUT })
+    }
+
+    fn with_waits(socket: S, waits: Waits) -> Self {
         Self {
             socket,
-            progress: ConnectionProgress::new(),
-            wait: Box::pin(sleep_until(Instant::now() + IDLE_TIMEOUT)),
+            progress: ConnectionProgress::new(waits),
+            wait: Box::pin(sleep_until(Instant::now() + waits.idle)),
             replaced: Vec::new(),
             ended: false,
             linger: None,
@@ -179,22 +219,29 @@ impl<S> Connection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    /// Polls the timer of the read that is pending; a head that is late is told so.
-    fn poll_deadline(&mut self, context: &mut Context<'_>) -> Poll<bool> {
-        let Some((deadline, in_head)) = self.progress.lock().deadline() else {
-            return Poll::Pending;
-        };
-        if self.wait.deadline() != deadline {
-            self.wait.as_mut().reset(deadline);
+    /// Polls the timer of the read that is pending, in every phase: hyper does not read again when a request ends
+    /// after it found nothing to read, so whoever armed it only then would never be called. A head that is late is
+    /// told so.
+    fn poll_deadline(&mut self, context: &mut Context<'_>) -> Poll<WaitEnd> {
+        loop {
+            let now = Instant::now();
+            let (deadline, end) = self.progress.lock().deadline(now);
+            if deadline < self.wait.deadline() {
+                self.wait.as_mut().reset(deadline);
+            }
+            ready!(self.wait.as_mut().poll(context));
+            if now < deadline {
+                self.wait.as_mut().reset(deadline);
+                continue;
+            }
+            self.ended = end == WaitEnd::Idle;
+            if end == WaitEnd::HeadTooSlow {
+                // Nothing is on its way out, so the socket takes these few bytes at once; if not, nobody is there.
+                let answer = raw_error(&head_too_slow());
+                drop(Pin::new(&mut self.socket).poll_write(context, &answer));
+            }
+            return Poll::Ready(end);
         }
-        ready!(self.wait.as_mut().poll(context));
-        self.ended = !in_head;
-        if in_head {
-            // Nothing is on its way out, so the socket takes these few bytes at once; if not, nobody is there.
-            let answer = raw_error(&head_too_slow());
-            drop(Pin::new(&mut self.socket).poll_write(context, &answer));
-        }
-        Poll::Ready(in_head)
     }
 
     fn poll_replaced(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -252,9 +299,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Read for Connection<S> {
                 Poll::Ready(Err(error))
             }
             Poll::Pending => match ready!(this.poll_deadline(context)) {
-                true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                WaitEnd::HeadTooSlow => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
                 // To hyper an idle connection that ends looks as if the caller had closed it.
-                false => Poll::Ready(Ok(())),
+                WaitEnd::Idle | WaitEnd::None => Poll::Ready(Ok(())),
             },
         }
     }
@@ -275,7 +322,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Write for Connection<S> {
             return Poll::Ready(Ok(bytes.len()));
         }
         ready!(self.poll_replaced(context))?;
-        Pin::new(&mut self.socket).poll_write(context, bytes)
+        let written = ready!(Pin::new(&mut self.socket).poll_write(context, bytes))?;
+        self.progress.lock().note_written();
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -295,3 +344,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Write for Connection<S> {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

@@ -2,8 +2,14 @@
 //!
 //! hyper drops the first in favour of the second before we see the headers. RFC 9112, section 6.1 calls the pair
 //! an attempt at request smuggling, so it must be seen. The scan is sure only while it knows where a head begins;
-//! where it is not, the caller ends the connection after a chunked request instead.
+//! where it is not, the caller ends the connection after a chunked request instead. It also tells whether a head has
+//! begun behind the requests that were given out, because the time for that head runs.
 
+use std::collections::VecDeque;
+
+/// Most heads that are read ahead of the parser. The parser reads on only when it needs bytes, so these fit into one
+/// read of 4 KiB, and the shortest head has 16 bytes. With fewer the scan gets lost sooner, more is never needed.
+const HEADS_AHEAD_MAX: usize = 256;
 /// Longest header name that matters: `transfer-encoding`.
 const NAME_BYTES_MAX: usize = 17;
 
@@ -40,7 +46,8 @@ pub struct HeadScan {
     is_length: bool,
     has_length: bool,
     has_encoding: bool,
-    verdict: Option<Verdict>,
+    /// On heads that have ended and were not given out, the oldest first.
+    verdicts: VecDeque<Verdict>,
     tail: [u8; 5],
 }
 
@@ -56,7 +63,7 @@ impl Default for HeadScan {
             is_length: false,
             has_length: false,
             has_encoding: false,
-            verdict: None,
+            verdicts: VecDeque::new(),
             tail: [0; 5],
         }
     }
@@ -68,15 +75,11 @@ impl HeadScan {
         for (at, byte) in bytes.iter().enumerate() {
             match self.place {
                 Place::Head => self.feed_head(*byte),
-                Place::Body(Some(0)) if self.verdict.is_none() => {
+                Place::Body(Some(0)) => {
                     self.restart();
                     self.feed_head(*byte);
                 }
-                Place::Body(Some(0)) | Place::Lost => {
-                    // The next request arrived before this one was taken.
-                    self.place = Place::Lost;
-                    return;
-                }
+                Place::Lost => return,
                 Place::Body(Some(left)) => self.place = Place::Body(Some(left - 1)),
                 Place::Body(None) => {
                     for byte in &bytes[at..] {
@@ -91,7 +94,7 @@ impl HeadScan {
 
     /// The verdict on the request that the parser has just given out.
     pub fn take(&mut self) -> Verdict {
-        let verdict = self.verdict.take().unwrap_or(Verdict::Unsure);
+        let verdict = self.verdicts.pop_front().unwrap_or(Verdict::Unsure);
         if verdict == Verdict::Unsure {
             self.place = Place::Lost;
         }
@@ -100,10 +103,24 @@ impl HeadScan {
 
     /// The request was answered: whatever comes next begins a head, if the body's end was seen.
     pub fn answered(&mut self) {
+        if !self.verdicts.is_empty() {
+            // The body at hand is that of a later request.
+            return;
+        }
         match self.place {
             Place::Body(None) if &self.tail == b"0\r\n\r\n" => self.restart(),
             Place::Body(None) => self.place = Place::Lost,
             Place::Head | Place::Body(Some(_)) | Place::Lost => {}
+        }
+    }
+
+    /// Whether bytes of a head have come that has not ended. Where the scan is lost it may be so, and counts as so.
+    #[must_use]
+    pub fn in_open_head(&self) -> bool {
+        match self.place {
+            Place::Head => self.line > 0 || self.line_bytes > 0,
+            Place::Body(_) => false,
+            Place::Lost => true,
         }
     }
 
@@ -114,7 +131,7 @@ impl HeadScan {
     }
 
     fn restart(&mut self) {
-        *self = Self { verdict: self.verdict, ..Self::default() };
+        *self = Self { verdicts: std::mem::take(&mut self.verdicts), ..Self::default() };
     }
 
     fn feed_head(&mut self, byte: u8) {
@@ -165,8 +182,12 @@ impl HeadScan {
     }
 
     fn end_head(&mut self) {
+        if self.verdicts.len() >= HEADS_AHEAD_MAX {
+            self.place = Place::Lost;
+            return;
+        }
         let both = self.has_length && self.has_encoding;
-        self.verdict = Some(if both { Verdict::TwoLengths } else { Verdict::Clear });
+        self.verdicts.push_back(if both { Verdict::TwoLengths } else { Verdict::Clear });
         self.tail = [0; 5];
         self.place = if self.has_encoding {
             Place::Body(None)
@@ -178,7 +199,7 @@ impl HeadScan {
 
 #[cfg(test)]
 mod tests {
-    use super::{HeadScan, Verdict};
+    use super::{HEADS_AHEAD_MAX, HeadScan, Verdict};
 
     fn check(reads: &[&str], verdict: Verdict) {
         let mut scan = HeadScan::default();
@@ -229,14 +250,59 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_came_too_early_is_not_judged() {
+    fn heads_that_came_early_are_judged_one_by_one() {
         let mut scan = HeadScan::default();
-        scan.feed(b"GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 2\r\n");
+        scan.feed(b"GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}POST / HTTP/1.1\r\n");
         assert_eq!(scan.take(), Verdict::Clear);
         scan.answered();
-        scan.feed(b"Transfer-Encoding: chunked\r\n\r\n");
+        assert_eq!(scan.take(), Verdict::Clear);
+        scan.answered();
+
+        scan.feed(b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n");
+
+        assert_eq!(scan.take(), Verdict::TwoLengths);
+    }
+
+    #[test]
+    fn a_head_behind_a_chunked_body_that_came_early_is_not_judged() {
+        let mut scan = HeadScan::default();
+        scan.feed(
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nPOST / HTTP/1.1\r\n",
+        );
+        assert_eq!(scan.take(), Verdict::Clear);
+        scan.answered();
+        assert!(scan.in_open_head());
+
+        scan.feed(b"Content-Length: 2\r\n\r\n");
 
         assert_eq!(scan.take(), Verdict::Unsure);
+    }
+
+    #[test]
+    fn heads_read_ahead_are_limited() {
+        let mut scan = HeadScan::default();
+        scan.feed("GET / HTTP/1.1\n\n".repeat(HEADS_AHEAD_MAX + 1).as_bytes());
+
+        assert!((0..HEADS_AHEAD_MAX).all(|_| scan.take() == Verdict::Clear));
+        assert_eq!(scan.take(), Verdict::Unsure);
+    }
+
+    #[test]
+    fn a_head_is_open_from_its_first_byte_to_its_end() {
+        let open_after = |text: &str| {
+            let mut scan = HeadScan::default();
+            scan.feed(text.as_bytes());
+            scan.in_open_head()
+        };
+        let get = "GET / HTTP/1.1\r\n\r\n";
+        let post = "POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n";
+
+        for open in ["G", "GET / HTTP/1.1\r\n", &format!("{get}G"), &format!("{get}{post}{{}}G")] {
+            assert!(open_after(open), "{open}");
+        }
+        for shut in ["", "\r\n", get, &format!("{get}\r\n"), post, &format!("{get}{post}{{}}")] {
+            assert!(!open_after(shut), "{shut}");
+        }
     }
 
     #[test]

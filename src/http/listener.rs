@@ -98,7 +98,7 @@ async fn serve_connection(
     }
     let socket = WriteStall::new(socket);
     match tls {
-        None => serve_http(socket, peer, router, stop).await,
+        None => serve_http(Connection::new(socket), peer, router, stop).await,
         // In a box, so that a connection without TLS has no room for it.
         Some(tls) => Box::pin(serve_https(&tls, socket, peer, router, stop)).await,
     }
@@ -112,17 +112,21 @@ async fn serve_https(
     stop: CancellationToken,
 ) {
     match stop.run_until_cancelled(tls.accept(socket)).await {
-        Some(Ok(socket)) => serve_http(socket, peer, router, stop).await,
+        Some(Ok(socket)) => serve_http(Connection::new(socket), peer, router, stop).await,
         Some(Err(error)) => tracing::debug!(error = %error, "handshake failed"),
         None => {}
     }
 }
 
-async fn serve_http<S>(socket: S, peer: IpAddr, router: Router, stop: CancellationToken)
-where
+/// Answers the requests of one connection until it ends.
+pub(super) async fn serve_http<S>(
+    socket: Connection<S>,
+    peer: IpAddr,
+    router: Router,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let socket = Connection::new(socket);
     let progress = socket.progress();
     let service =
         service_fn(move |request| answer(router.clone(), peer, progress.clone(), request));

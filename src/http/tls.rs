@@ -134,10 +134,15 @@ fn read_pair(files: &TlsFiles, provider: &CryptoProvider) -> Result<CertifiedKey
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let cannot = |error: io::Error| format!("cannot be read: {error}");
+    // Before it is opened: opening a FIFO waits for somebody who writes, maybe for ever.
+    if !std::fs::metadata(path).map_err(cannot)?.is_file() {
+        return Err("is not a regular file".to_owned());
+    }
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
-        .map_err(|error| format!("cannot be read: {error}"))?;
+        .map_err(cannot)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(format!("is larger than {FILE_BYTES_MAX} bytes"));
     }

@@ -1,15 +1,18 @@
 //! Commands against a server that runs: whose credentials they find, and what they print.
 
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 
+use crate::harness::PATIENCE;
 use crate::harness::receiver::{Receiver, Reply};
 use crate::harness::server::TestServer;
 
-/// Runs a command in a directory with nothing in it; gives exit code, standard output and standard error.
-fn run(arguments: &[&str], data_dir: Option<&Path>, elsewhere: &Path) -> (i32, String, String) {
+/// A command in a directory with nothing in it.
+fn command(arguments: &[&str], data_dir: Option<&Path>, elsewhere: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollcall"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("ROLLCALL_") {
@@ -19,7 +22,13 @@ fn run(arguments: &[&str], data_dir: Option<&Path>, elsewhere: &Path) -> (i32, S
     if let Some(path) = data_dir {
         command.env("ROLLCALL_DATA_DIR", path);
     }
-    let output = command.args(arguments).current_dir(elsewhere).output().unwrap();
+    command.args(arguments).current_dir(elsewhere);
+    command
+}
+
+/// Runs such a command; gives exit code, standard output and standard error.
+fn run(arguments: &[&str], data_dir: Option<&Path>, elsewhere: &Path) -> (i32, String, String) {
+    let output = command(arguments, data_dir, elsewhere).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
@@ -110,4 +119,87 @@ async fn what_failed_is_listed_shown_and_sent_again() {
     receiver.wait_for_delivered(2).await;
     let (code, _, err) = command("deliveries show 2");
     assert!(code == 1 && err.contains("No records found"), "{code} {err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn token_of_admin_token_reset_holds_for_the_next_dev() {
+    let mut server = TestServer::start().await;
+    let lost = server.admin_token.clone();
+    let status = server.terminate(PATIENCE).await;
+    assert_eq!(status.unwrap().code(), Some(0));
+    let data_dir = server.data_dir();
+
+    let (code, out, err) = run(&["admin-token", "reset"], Some(&data_dir), &data_dir);
+    assert_eq!(code, 0, "{err}");
+    server.restart().await;
+
+    assert_eq!(server.admin_token, out.trim());
+    assert_ne!(server.admin_token, lost);
+    server.admin().get("/services").await.expect(200);
+    server.admin().with_token(Some(&lost)).get("/services").await.refused(401, 6_452_000);
+    let mode = std::fs::metadata(data_dir.join("dev.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+/// `rollcall listen` on any port, once it is subscribed.
+struct Listening {
+    child: Child,
+    /// Open, so that it can go on printing.
+    _out: BufReader<ChildStdout>,
+}
+
+impl Listening {
+    fn start(data_dir: &Path) -> Self {
+        let mut child = command(&["listen", "--port", "0"], Some(data_dir), data_dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.starts_with("subscribed ") {
+            line.clear();
+            assert!(out.read_line(&mut line).unwrap() > 0, "it ended before it was subscribed");
+        }
+        Self { child, _out: out }
+    }
+
+    /// Ctrl-C; gives exit code and standard error.
+    fn interrupt(mut self) -> (Option<i32>, String) {
+        let id = i32::try_from(self.child.id()).unwrap();
+        let id = rustix::process::Pid::from_raw(id).unwrap();
+        rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+        let mut err = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        (self.child.wait().unwrap().code(), err)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listen_unsubscribes_its_own_url_and_no_other() {
+    let server = TestServer::start().await;
+    let receiver = Receiver::start().await;
+    let app = server.app();
+    let data_dir = server.data_dir();
+    let listening = || {
+        let data_dir = data_dir.clone();
+        tokio::task::spawn_blocking(move || Listening::start(&data_dir))
+    };
+    let interrupt = |listening: Listening| tokio::task::spawn_blocking(|| listening.interrupt());
+
+    let own = listening().await.unwrap();
+    assert_eq!(app.subscription().await["enabled"], true);
+    let (code, err) = interrupt(own).await.unwrap();
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains("unsubscribed; what was pending is dropped"), "{err}");
+    assert_eq!(app.subscription().await["enabled"], false);
+
+    let replaced = listening().await.unwrap();
+    app.subscribe(true, &receiver.url()).await.expect(200);
+    let (code, err) = interrupt(replaced).await.unwrap();
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains(&format!("not unsubscribed: the URL of {} is", server.app_id)), "{err}");
+    let status = app.subscription().await;
+    assert_eq!(status["enabled"], true);
+    assert_eq!(status["url"], receiver.url());
 }

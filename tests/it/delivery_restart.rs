@@ -89,6 +89,7 @@ async fn second_server_on_one_data_directory_is_refused() {
 
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("is in use by another rollcall process"), "{said}");
+    assert!(said.contains("choose another directory with --data-dir"), "{said}");
     server.app().create_contact("Ana", "Reyes").await;
     server.kill();
     server.restart().await;

@@ -1,5 +1,7 @@
 //! HTTPS: what is agreed on, certificates that are replaced while the server runs, and callers that are no TLS clients.
 
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -136,6 +138,35 @@ async fn sighup_with_files_that_cannot_be_used_keeps_the_earlier_certificate() {
     .await;
 }
 
+/// A FIFO in the place of this file, which nobody writes to.
+fn make_fifo(path: &Path) {
+    std::fs::remove_file(path).unwrap();
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifo_in_place_of_a_file_blocks_neither_later_renewals_nor_the_end() {
+    let (mut server, authority) = https_server().await;
+    let renewed = authority.issue();
+
+    make_fifo(&authority.cert_path());
+    server.hang_up();
+
+    eventually("the fault is logged", async || {
+        server.log().contains("is not a regular file").then_some(())
+    })
+    .await;
+    std::fs::remove_file(authority.cert_path()).unwrap();
+    authority.install(&renewed);
+    server.hang_up();
+    eventually("the renewed certificate is served", async || {
+        renewed.is(&served(server.address(), authority.client()).await).then_some(())
+    })
+    .await;
+    let status = server.terminate(PATIENCE).await;
+    assert_eq!(status.expect("it must end").code(), Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn handshake_and_head_that_do_not_come_are_cut_off() {
     let (server, authority) = https_server().await;
@@ -196,6 +227,15 @@ async fn certificate_or_key_that_cannot_be_used_is_named_at_start() {
     check(&"x".repeat((1 << 20) + 1), &good.key, "tls_cert", "is larger than 1048576 bytes");
     check(&good.cert, &good.cert, "tls_key", "holds no unencrypted private key");
     check(&good.cert, &other.key, "tls_key", "is not the key of the certificate in");
+    for (path, setting) in [(authority.key_path(), "tls_key"), (authority.cert_path(), "tls_cert")]
+    {
+        std::fs::write(authority.cert_path(), &good.cert).unwrap();
+        make_fifo(&path);
+        let (code, said) = builder.start_and_fail();
+        assert_eq!(code, Some(1), "{said}");
+        let expected = format!("{setting}: {} is not a regular file", path.display());
+        assert!(said.contains(&expected), "{expected} is missing in {said}");
+    }
     std::fs::remove_file(authority.cert_path()).unwrap();
     let (code, said) = builder.start_and_fail();
     assert_eq!(code, Some(1), "{said}");

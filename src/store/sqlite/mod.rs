@@ -151,7 +151,7 @@ fn lock_directory(directory: &Path) -> Result<File, Error> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::Unavailable(format!(
-            "data directory {} is in use by another rollcall process: stop that one, or choose another directory",
+            "data directory {} is in use by another rollcall process: stop that one, or choose another directory with --data-dir",
             directory.display()
         ))),
         Err(std::fs::TryLockError::Error(error)) => {
