@@ -170,7 +170,8 @@ mod tests {
     use crate::domain::clock::Timestamp;
 
     fn replayed(body: &str) -> Result<ReplayFrom, String> {
-        replay_from(JsonObject::parse(body.as_bytes()).unwrap()).map_err(|error| error.message)
+        replay_from(JsonObject::parse(body.as_bytes()).unwrap())
+            .map_err(|error| error.message.into_owned())
     }
 
     #[test]
@@ -197,7 +198,8 @@ mod tests {
 
     #[test]
     fn a_list_of_deliveries_is_asked_for_strictly() {
-        let judged = |query| delivery_query(Some(query)).map_err(|error| error.message);
+        let judged =
+            |query| delivery_query(Some(query)).map_err(|error| error.message.into_owned());
         let query = judged("state=held&after=7&limit=100").unwrap();
         assert_eq!((query.after, query.limit), (7, 100));
         for (query, message) in [
