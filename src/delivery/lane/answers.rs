@@ -82,8 +82,8 @@ impl Lane {
         let Some(owed) = self.owed.get_mut(&sequence) else {
             return;
         };
-        let others_succeeded = owed.failed_at.is_some_and(|at| self.successes > at);
-        owed.failed_at = Some(self.successes);
+        let others_succeeded = owed.tried_at.is_some_and(|at| self.successes > at);
+        owed.tried_at = Some(self.successes);
         self.last_failed = true;
         let row = self.failing.get_or_insert(FailingRow { since: now, attempts: 0 });
         row.attempts = row.attempts.saturating_add(1);
@@ -148,13 +148,14 @@ impl Lane {
         let Some(owed) = self.owed.get_mut(&sequence) else {
             return;
         };
-        if owed.paused_at.is_some_and(|at| self.successes > at) {
+        owed.tried_at = Some(self.successes);
+        let others_succeeded = owed.paused_at.is_some_and(|at| self.successes > at);
+        owed.paused_at = Some(self.successes);
+        if others_succeeded {
             // Others got through since it was last answered so: this event is what the receiver does not want.
-            owed.paused_at = Some(self.successes);
             self.back_off(now, sequence);
             return;
         }
-        owed.paused_at = Some(self.successes);
         let until = now.plus(pause(after, self.pauses));
         // The answers of one volley are one wish, not a reason to double for each.
         if after.is_none() && self.paused_until.is_none_or(|before| before <= now) {

@@ -85,8 +85,8 @@ struct Owed {
     phase: Phase,
     attempts: u32,
     retries_used: u32,
-    /// Successes of the lane when the last attempt failed.
-    failed_at: Option<u64>,
+    /// Successes of the lane when the last attempt ended, if it was no success itself.
+    tried_at: Option<u64>,
     /// Successes of the lane when the receiver last answered this event with a pause.
     paused_at: Option<u64>,
     due: Moment,
@@ -108,7 +108,10 @@ struct Recording {
     number: u64,
     finished: Vec<u64>,
     held: Vec<u64>,
+    /// It says that the subscription is disabled. A reason found while it was under way stands in the next one.
+    disables: bool,
 }
+
 /// The lane of one subscription.
 #[derive(Debug)]
 pub struct Lane {

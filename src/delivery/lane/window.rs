@@ -48,7 +48,7 @@ impl Lane {
                 phase: Phase::Queued,
                 attempts: 0,
                 retries_used: 0,
-                failed_at: None,
+                tried_at: None,
                 paused_at: None,
                 due: Moment::default(),
                 held: false,
