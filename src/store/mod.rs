@@ -137,6 +137,8 @@ pub struct Commit {
     pub events: Vec<Arc<Event>>,
     /// Subscriptions whose generation changed.
     pub subscriptions: Vec<(ServiceId, AppId)>,
+    /// Those of them that want events again: no attempt that began before counts.
+    pub again: Vec<(ServiceId, AppId)>,
     /// Whether a service, app, token or secret changed.
     pub tenancy: bool,
     /// Services that were hidden: their lanes must stop.

@@ -16,6 +16,10 @@ impl Lane {
             return;
         };
         let sequence = flight.sequence;
+        if !flight.counts {
+            self.offer_head(contact);
+            return;
+        }
         let current = flight.generation == self.generation
             && self.owed.get(&sequence).is_some_and(|owed| owed.phase == Phase::InFlight);
         if !current {

@@ -117,6 +117,15 @@ impl Lane {
         }
     }
 
+    /// What was sent before a replay or a redelivery does not stand in for what is sent after it.
+    pub(super) fn forget_successes(&mut self) {
+        self.sends_again = true;
+        self.carried.clear();
+        for flight in self.flights.values_mut() {
+            flight.counts = false;
+        }
+    }
+
     /// Begins anew from durable progress. Deliveries that no commit has recorded are not forgotten: a success
     /// stays a success if its event is still owed.
     pub(super) fn restart(&mut self, progress: Progress) {
@@ -125,6 +134,7 @@ impl Lane {
         for sequence in recording.iter().chain(&self.finished) {
             if let Some(owed) = self.owed.get(sequence)
                 && owed.phase == Phase::Finished(Finish::Delivered)
+                && !self.sends_again
             {
                 carried.entry(owed.contact).or_default().insert(*sequence);
             }

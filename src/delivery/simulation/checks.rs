@@ -119,6 +119,8 @@ pub(super) struct Flight {
     pub(super) sequence: u64,
     pub(super) contact: ContactId,
     pub(super) times_out: Moment,
+    /// Not when events were wanted again after it began.
+    pub(super) counts: bool,
 }
 
 /// What the lane should remember of an event, until its next restart.
@@ -175,8 +177,24 @@ impl Oracle {
     pub(super) fn owed_again(&mut self, sequence: u64) {
         self.required.insert(sequence);
         self.may_repeat.insert(sequence);
-        if !self.remembered.contains(&sequence) {
-            self.delivered.remove(&sequence);
+        self.delivered.remove(&sequence);
+    }
+
+    /// The same by a group that failed: what is not durable as far as the lane knows may stand in for it.
+    pub(super) fn may_be_owed_again(&mut self, sequence: u64) {
+        let stands_in = self.delivered.contains(&sequence) && self.remembered.contains(&sequence);
+        self.owed_again(sequence);
+        if stands_in {
+            self.delivered.insert(sequence);
+        }
+    }
+
+    /// Events are wanted again: what is not durable by now was sent before, and does not count.
+    pub(super) fn sends_again(&mut self, store: &ModelStore) {
+        for sequence in std::mem::take(&mut self.remembered) {
+            if !store.finished(sequence) {
+                self.delivered.remove(&sequence);
+            }
         }
     }
 
@@ -323,6 +341,9 @@ impl Oracle {
     /// Takes the end of an attempt, before the lane hears of it.
     pub(super) fn ended(&mut self, now: Moment, flight: &Flight, outcome: Outcome) {
         let sequence = flight.sequence;
+        if !flight.counts {
+            return;
+        }
         if outcome == Outcome::Delivered {
             self.delivered.insert(sequence);
             self.remembered.insert(sequence);
@@ -459,10 +480,18 @@ impl Oracle {
         Ok(())
     }
 
+    /// What a record that was just written has made durable.
+    pub(super) fn covered(&self, store: &ModelStore) -> Vec<u64> {
+        let both = self.remembered.union(&self.unrecorded);
+        both.copied().filter(|sequence| store.finished(*sequence)).collect()
+    }
+
     /// The lane has heard that a record is durable.
-    pub(super) fn recorded(&mut self, store: &ModelStore) {
-        self.remembered.retain(|sequence| !store.finished(*sequence));
-        self.unrecorded.retain(|sequence| !store.finished(*sequence));
+    pub(super) fn recorded(&mut self, covered: &[u64]) {
+        for sequence in covered {
+            self.remembered.remove(sequence);
+            self.unrecorded.remove(sequence);
+        }
     }
 
     /// Whether an event is owed to the app, and neither given up nor removed.

@@ -83,6 +83,8 @@ pub(super) enum Step {
     Redeliver(u64),
     /// The app wants so many of the newest events again.
     Replay(u64),
+    /// The same, but the group failed and reached the disk all the same: nobody is told, and every lane is halted.
+    ReplayFailed(u64),
     /// Events are removed for their age, all but so many of the newest.
     Prune(u64),
     /// The store recovered from a failure: every lane is halted, to be read anew.
@@ -262,7 +264,8 @@ impl Teller {
             }
             29..=32 => {
                 let after = self.dice.roll(1_000);
-                self.change(Step::Replay(after));
+                let failed = self.dice.chance(15);
+                self.change(if failed { Step::ReplayFailed(after) } else { Step::Replay(after) });
             }
             33..=34 => {
                 let last = self.dice.roll(1_000);

@@ -6,7 +6,8 @@ use super::world::World;
 /// Runs a story that must break no promise.
 fn story(steps: &[Step]) {
     if let Err(broken) = super::shrink::run(steps) {
-        panic!("{}: {}", broken.check.words(), broken.detail);
+        let (count, words) = (steps.len(), broken.check.words());
+        panic!("a story of {count} steps breaks a promise: {words}: {}", broken.detail);
     }
 }
 
@@ -61,6 +62,39 @@ fn a_success_found_in_the_store_does_not_stand_in_for_a_replay() {
     ]);
 }
 
+/// A success of an earlier generation is worth nothing once an earlier event of its contact is sent again.
+#[test]
+fn a_replay_that_nobody_told_of_ends_on_the_newest() {
+    story(&[
+        Step::Commit(1),
+        Step::Commit(1),
+        Step::Page(512),
+        GOOD,
+        Step::Recorded,
+        GOOD,
+        Step::Write(Fate::FailedUnwritten),
+        Step::Tell,
+        Step::ReplayFailed(2),
+        Step::Reload,
+        Step::Page(1),
+        GOOD,
+        Step::Recorded,
+    ]);
+}
+
+/// Found by seed 52457: the events at hand were all of the refused contact, and a page was loaded only with a probe,
+/// one every five minutes. The circuit stayed open for hours although the receiver took everybody else.
+#[test]
+fn the_search_for_another_contact_goes_on_between_probes() {
+    story(&[
+        Step::Poison(0),
+        Step::Burst { contacts: 1, events: 900 },
+        Step::Burst { contacts: 3, events: 3 },
+        Step::Page(512),
+        Step::Outage { tries: 5, minutes: 6 },
+    ]);
+}
+
 /// Found by seed 1: an event was put off with a 429 after others had succeeded, and then failed. Whether that uses
 /// up a retry follows from its previous attempt, also when that was put off.
 #[test]
@@ -83,4 +117,19 @@ fn a_pause_is_a_previous_attempt() {
         Step::Ends { nth: 6, answer: Answer::Fails, keep: false },
         Step::Wake,
     ]);
+}
+
+/// Found by seed 52373: event 1 was delivered and dropped by an unsubscribe before that was recorded. A replay asked
+/// for right after took the old success for the new delivery.
+#[test]
+fn a_success_before_a_replay_does_not_stand_in_for_it() {
+    story(&[
+        Step::Commit(1),
+        Step::Page(512),
+        Step::Unsubscribe,
+        Step::Subscribe,
+        GOOD,
+        Step::Replay(1),
+    ]);
+    story(&[Step::Commit(1), Step::Page(512), Step::Subscribe, Step::Replay(1), Step::Reload]);
 }

@@ -67,6 +67,8 @@ struct Pending {
     /// Wall time less monotonic time when it was handed in.
     offset: i64,
     told: Option<Told>,
+    /// What it has made durable.
+    covered: Vec<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -229,6 +231,7 @@ impl World {
             }
             Step::Redeliver(number) => self.redeliver(number),
             Step::Replay(number) => self.replay(number),
+            Step::ReplayFailed(number) => self.replay_failed(number),
             Step::Prune(number) => self.prune(number),
             Step::ClockJump(hours) => {
                 self.counts.clock_jumps += 1;
@@ -287,7 +290,8 @@ impl World {
                         "two records at a time".to_owned()
                     })?;
                     self.oracle.plans(&self.store, &plan)?;
-                    self.pending = Some(Pending { plan, offset: self.offset, told: None });
+                    let offset = self.offset;
+                    self.pending = Some(Pending { plan, offset, told: None, covered: Vec::new() });
                 }
             }
         }
@@ -304,7 +308,7 @@ impl World {
         self.oracle.starts(self.now, &self.store, others, (sequence, contact, attempt))?;
         let life = self.oracle.life;
         let times_out = self.now.plus(ANSWER_LIMIT);
-        self.flights.push(Flight { life, sequence, contact, times_out });
+        self.flights.push(Flight { life, sequence, contact, times_out, counts: true });
         let count = self.flights.len();
         ensure(count <= self.in_flight_max, Check::InFlightLimit, || format!("{count} in flight"))?;
         ensure(count <= self.permits, Check::PermitForEachAttempt, || {
@@ -347,7 +351,7 @@ impl World {
     }
 
     fn hear_end(&mut self, flight: Flight, outcome: Outcome, keep_permit: bool) -> Checked {
-        let current = flight.life == self.oracle.life;
+        let current = flight.life == self.oracle.life && flight.counts;
         let before = (self.lane.state(self.now), self.lane.held());
         self.counts.successes += u64::from(outcome == Outcome::Delivered);
         self.counts.old_results += u64::from(!current);
@@ -465,6 +469,7 @@ impl World {
         let disables = written && pending.plan.disable.is_some();
         if written {
             self.store_record(&pending)?;
+            pending.covered = self.oracle.covered(&self.store);
         }
         self.pending = Some(pending);
         if disables { self.halt() } else { Ok(()) }
@@ -487,7 +492,7 @@ impl World {
         let number = pending.plan.number;
         match pending.told {
             Some(Told::Recorded) => {
-                self.oracle.recorded(&self.store);
+                self.oracle.recorded(&pending.covered);
                 self.input(Input::Recorded { number })?;
             }
             told => {
@@ -609,6 +614,7 @@ impl World {
                 for again in [Some(event), newest].into_iter().flatten() {
                     self.oracle.owed_again(again);
                 }
+                return self.send_again();
             }
         }
         self.halt()
@@ -619,7 +625,22 @@ impl World {
         let Some(from) = self.store.replay(head - number % (head + 1)) else { return Ok(()) };
         self.counts.replays += 1;
         (from + 1..=head).for_each(|sequence| self.oracle.owed_again(sequence));
+        self.send_again()
+    }
+
+    fn replay_failed(&mut self, number: u64) -> Checked {
+        let head = self.store.head();
+        let Some(from) = self.store.replay(head - number % (head + 1)) else { return Ok(()) };
+        (from + 1..=head).for_each(|sequence| self.oracle.may_be_owed_again(sequence));
         self.halt()
+    }
+
+    /// The commit listener's part of a redelivery or a replay.
+    fn send_again(&mut self) -> Checked {
+        self.oracle.sends_again(&self.store);
+        self.flights.iter_mut().for_each(|flight| flight.counts = false);
+        self.halt()?;
+        self.input(Input::SendAgain)
     }
 
     fn prune(&mut self, number: u64) -> Checked {

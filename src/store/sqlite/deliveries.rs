@@ -352,6 +352,7 @@ pub(super) fn redeliver(
         standing.done.retain(|done| *done != again);
     }
     begin_generation(change, service, app, &standing)?;
+    change.commit.again.push((service, app));
     Ok(())
 }
 
@@ -399,6 +400,7 @@ pub(super) fn replay(
         extend_gap(change.connection, service, app, after + 1, floor)?;
     }
     begin_generation(change, service, app, &standing)?;
+    change.commit.again.push((service, app));
     Ok(Replayed { after: from, newest: standing.head })
 }
 
