@@ -4,7 +4,7 @@ CARGO ?= cargo
 
 .PHONY: help
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: ## Run the server for a laptop: demo app, loopback receivers allowed
@@ -45,3 +45,15 @@ FAULTS ?= 200
 .PHONY: disk-faults
 disk-faults: ## Let the disk fail in every way, and FAULTS times (200) at random
 	ROLLCALL_TEST_FAULTS=$(FAULTS) $(LONG_TEST) store_disk_
+
+# Worlds that `make simulate` runs, and the first of them.
+SEEDS ?= 1000000
+FROM ?= 0
+
+.PHONY: simulate
+simulate: ## Run seeded worlds of the lane on every core: make simulate SEEDS=1000000 FROM=0
+	SEEDS=$(SEEDS) FROM=$(FROM) $(CARGO) test --release --lib --locked simulation::seeds -- --nocapture
+
+.PHONY: simulate-faults
+simulate-faults: ## Plant faults in a copy of the lane and show which check catches each
+	tests/faults/run.sh

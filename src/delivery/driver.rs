@@ -200,7 +200,7 @@ impl LaneDriver {
                     self.step_locked(&mut state, Input::Tick);
                     return;
                 }
-                Ok(_) if self.halted() => return,
+                Ok(_) if !self.wants(after) => return,
                 Ok(_) => tracing::error!(
                     service.id = %self.key.0, event.sequence = after + 1, "event log has a gap"
                 ),
@@ -210,6 +210,13 @@ impl LaneDriver {
                 return;
             }
         }
+    }
+
+    /// Whether the page after this number is still to be loaded. Without this question a page that was asked for
+    /// before its events were removed would be read again for ever.
+    fn wants(&self, after: u64) -> bool {
+        let state = self.lock();
+        !state.halted && state.lane.loaded_to() == after
     }
 
     /// Whether there is nothing to wait for: the server stops, or the lane was halted meanwhile.

@@ -193,6 +193,11 @@ impl Shared {
                 lane.set_secrets(Arc::clone(&changed.secrets));
             }
         }
+        for key in &commit.again {
+            if let Some(lane) = self.find(*key) {
+                lane.step(Input::SendAgain);
+            }
+        }
         for service in &commit.hidden {
             for lane in self.lanes_of(*service) {
                 lane.step(Input::Halt);

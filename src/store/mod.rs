@@ -140,6 +140,8 @@ pub struct Commit {
     pub events: Vec<Arc<Event>>,
     /// Subscriptions whose generation changed.
     pub subscriptions: Vec<(ServiceId, AppId)>,
+    /// Those of them that want events again: no attempt that began before counts.
+    pub again: Vec<(ServiceId, AppId)>,
     /// Whether a service, app or token changed.
     pub tenancy: bool,
     /// Apps whose signing secrets changed; a later entry of an app replaces an earlier one.

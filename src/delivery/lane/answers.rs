@@ -16,6 +16,10 @@ impl Lane {
             return;
         };
         let sequence = flight.sequence;
+        if !flight.counts {
+            self.offer_head(contact);
+            return;
+        }
         let current = flight.generation == self.generation
             && self.owed.get(&sequence).is_some_and(|owed| owed.phase == Phase::InFlight);
         if !current {
@@ -83,8 +87,8 @@ impl Lane {
         let Some(owed) = self.owed.get_mut(&sequence) else {
             return;
         };
-        let others_succeeded = owed.failed_at.is_some_and(|at| self.successes > at);
-        owed.failed_at = Some(self.successes);
+        let others_succeeded = owed.tried_at.is_some_and(|at| self.successes > at);
+        owed.tried_at = Some(self.successes);
         self.last_failed = true;
         self.history = self.history.after(true);
         let row = self.failing.get_or_insert(FailingRow { since: now, attempts: 0 });
@@ -151,13 +155,14 @@ impl Lane {
         let Some(owed) = self.owed.get_mut(&sequence) else {
             return;
         };
-        if owed.paused_at.is_some_and(|at| self.successes > at) {
+        owed.tried_at = Some(self.successes);
+        let others_succeeded = owed.paused_at.is_some_and(|at| self.successes > at);
+        owed.paused_at = Some(self.successes);
+        if others_succeeded {
             // Others got through since it was last answered so: this event is what the receiver does not want.
-            owed.paused_at = Some(self.successes);
             self.back_off(now, sequence);
             return;
         }
-        owed.paused_at = Some(self.successes);
         let until = now.plus(pause(after, self.pauses));
         // The answers of one volley are one wish, not a reason to double for each.
         if after.is_none() && self.paused_until.is_none_or(|before| before <= now) {

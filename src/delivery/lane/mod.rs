@@ -85,8 +85,8 @@ struct Owed {
     phase: Phase,
     attempts: u32,
     retries_used: u32,
-    /// Successes of the lane when the last attempt failed.
-    failed_at: Option<u64>,
+    /// Successes of the lane when the last attempt ended, if it was no success itself.
+    tried_at: Option<u64>,
     /// Successes of the lane when the receiver last answered this event with a pause.
     paused_at: Option<u64>,
     due: Moment,
@@ -101,6 +101,8 @@ struct Flight {
     generation: u64,
     sequence: u64,
     started: Moment,
+    /// Not when its event may have been wanted again since it began.
+    counts: bool,
 }
 
 #[derive(Debug)]
@@ -108,7 +110,10 @@ struct Recording {
     number: u64,
     finished: Vec<u64>,
     held: Vec<u64>,
+    /// It says that the subscription is disabled. A reason found while it was under way stands in the next one.
+    disables: bool,
 }
+
 /// The lane of one subscription.
 #[derive(Debug)]
 pub struct Lane {
@@ -132,6 +137,8 @@ pub struct Lane {
     /// Delivered under an earlier generation, not loaded in this one yet. What starts in this one ends that: the receiver
     /// would be left with an older event.
     carried: BTreeMap<ContactId, BTreeSet<u64>>,
+    /// Whether the next restart carries nothing: events are to be sent again.
+    sends_again: bool,
     held: usize,
     held_max: usize,
     recording: Option<Recording>,
@@ -178,6 +185,7 @@ impl Lane {
             finished: BTreeSet::new(),
             dirty: BTreeSet::new(),
             carried: BTreeMap::new(),
+            sends_again: false,
             held: 0,
             held_max: HELD_MAX,
             recording: None,
@@ -202,6 +210,7 @@ impl Lane {
 
     /// Takes one input and appends what is to be done.
     pub fn step(&mut self, now: Moment, input: Input<'_>, effects: &mut Vec<Effect>) {
+        let page_arrived = matches!(input, Input::Loaded { .. });
         match input {
             Input::Head(head) => self.head = self.head.max(head),
             Input::Loaded { after, events } => self.take_loaded(after, events),
@@ -219,6 +228,7 @@ impl Lane {
             Input::Unload => self.unload(None),
             Input::Tick => {}
             Input::Halt => self.running = false,
+            Input::SendAgain => self.forget_successes(),
             Input::Drain => self.draining = true,
             Input::Restart(progress) => self.restart(progress),
         }
@@ -227,7 +237,7 @@ impl Lane {
                 self.unload(Some(KEPT_WHILE_CLOSED));
             }
             self.start_attempts(now, effects);
-            self.load_more(now, effects);
+            self.load_more(now, page_arrived, effects);
             self.plan_record(now, effects);
         }
     }
@@ -421,7 +431,7 @@ impl Lane {
         self.waiting.remove(&(owed.due, sequence));
         owed.phase = Phase::InFlight;
         owed.attempts += 1;
-        let flight = Flight { generation: self.generation, sequence, started: now };
+        let flight = Flight { generation: self.generation, sequence, started: now, counts: true };
         self.flights.insert(owed.contact, flight);
         self.carried.remove(&owed.contact);
         if matches!(self.circuit, Circuit::Open { .. }) {

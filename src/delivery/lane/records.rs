@@ -59,7 +59,8 @@ impl Lane {
         plan.cursor = self.cursor;
         plan.done = self.done.iter().copied().collect();
         self.failing_changed = false;
-        self.recording = Some(Recording { number: plan.number, finished, held });
+        let disables = plan.disable.is_some();
+        self.recording = Some(Recording { number: plan.number, finished, held, disables });
         effects.push(Effect::Record(plan));
     }
 
@@ -78,7 +79,7 @@ impl Lane {
         let Some(recording) = self.recording.take_if(|record| record.number == number) else {
             return;
         };
-        if self.disable.is_some() {
+        if recording.disables {
             // The subscription is disabled: a new generation began with this record.
             self.running = false;
         }
@@ -116,6 +117,15 @@ impl Lane {
         }
     }
 
+    /// What was sent before a replay or a redelivery does not stand in for what is sent after it.
+    pub(super) fn forget_successes(&mut self) {
+        self.sends_again = true;
+        self.carried.clear();
+        for flight in self.flights.values_mut() {
+            flight.counts = false;
+        }
+    }
+
     /// Begins anew from durable progress. Deliveries that no commit has recorded are not forgotten: a success
     /// stays a success if its event is still owed.
     pub(super) fn restart(&mut self, progress: Progress) {
@@ -124,6 +134,7 @@ impl Lane {
         for sequence in recording.iter().chain(&self.finished) {
             if let Some(owed) = self.owed.get(sequence)
                 && owed.phase == Phase::Finished(Finish::Delivered)
+                && !self.sends_again
             {
                 carried.entry(owed.contact).or_default().insert(*sequence);
             }
@@ -152,7 +163,7 @@ impl Lane {
                 phase: Phase::Queued,
                 attempts: held.attempts,
                 retries_used: held.retries_used,
-                failed_at: None,
+                tried_at: None,
                 paused_at: None,
                 due: held.due,
                 held: true,
@@ -160,9 +171,11 @@ impl Lane {
             };
             self.owe(held.sequence, owed);
         }
-        // What is neither held nor above the cursor any more is finished, or was dropped.
+        // What is neither held nor above the cursor any more is finished, or was dropped; so is what is done. Were it
+        // kept, a replay asked for later would take it for delivered.
+        let (cursor, done) = (self.cursor, &self.done);
         self.carried.retain(|_, carried| {
-            *carried = carried.split_off(&(self.cursor + 1));
+            carried.retain(|sequence| *sequence > cursor && !done.contains(sequence));
             !carried.is_empty()
         });
     }

@@ -88,6 +88,8 @@ pub enum Input<'a> {
     Tick,
     /// The stored subscription changed: start nothing until [`Input::Restart`].
     Halt,
+    /// A halted lane is to send events again (replay, redeliver): what began before does not count, not even a 2xx.
+    SendAgain,
     /// The server stops: start nothing any more, but record what ends.
     Drain,
     /// Go on from here; only after the result of a record that was under way. Attempts in flight go on as attempts of their generation.

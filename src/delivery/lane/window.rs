@@ -48,7 +48,7 @@ impl Lane {
                 phase: Phase::Queued,
                 attempts: 0,
                 retries_used: 0,
-                failed_at: None,
+                tried_at: None,
                 paused_at: None,
                 due: Moment::default(),
                 held: false,
@@ -80,7 +80,7 @@ impl Lane {
         self.loaded_to < self.head && room > 0 && !self.loading && !self.draining
     }
 
-    pub(super) fn load_more(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+    pub(super) fn load_more(&mut self, now: Moment, page_arrived: bool, effects: &mut Vec<Effect>) {
         let closed = self.closed(now);
         let ahead =
             if closed { KEPT_WHILE_CLOSED } else { (self.slots * 8).clamp(KEPT_WHILE_CLOSED, 512) };
@@ -97,7 +97,10 @@ impl Lane {
             // The record of what is set aside moves the cursor; the step that hears of it loads.
             self.set_aside();
         }
-        if self.permits == 0 || !self.may_load() {
+        // A page without another contact does not end the search for one, though the probe may be over by now: one
+        // page for each probe would take hours to get past a contact that is refused.
+        let searching = closed && page_arrived;
+        if (self.permits == 0 && !searching) || !self.may_load() {
             return;
         }
         self.loading = true;

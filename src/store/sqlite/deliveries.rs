@@ -353,6 +353,7 @@ pub(super) fn redeliver(
         standing.done.retain(|done| *done != again);
     }
     begin_generation(change, service, app, &standing)?;
+    change.commit.again.push((service, app));
     Ok(())
 }
 
@@ -400,6 +401,7 @@ pub(super) fn replay(
         extend_gap(change.connection, service, app, after + 1, floor)?;
     }
     begin_generation(change, service, app, &standing)?;
+    change.commit.again.push((service, app));
     Ok(Replayed { after: from, newest: standing.head })
 }
 
