@@ -60,7 +60,7 @@ plant() {
 
 missed=0
 planted=0
-row='%-30s | %-62s | %6s | %5s\n'
+row='%-32s | %-62s | %6s | %5s\n'
 # shellcheck disable=SC2059
 printf "$row" fault 'caught by' seed steps
 for path in tests/faults/*.fault; do
