@@ -106,6 +106,7 @@ pub(super) struct Hold {
 impl Hold {
     fn new(route: Arc<Route>) -> Self {
         route.reach().others += 1;
+        route.connector.open.fetch_add(1, Ordering::Relaxed);
         Self { route, address: None, in_background: false }
     }
 
@@ -127,7 +128,9 @@ impl Hold {
         if http2 {
             route.http2.store(true, Ordering::Relaxed);
         }
-        let keep = self.is_judged(address);
+        // Beyond the limit of all lines it serves the attempt that opened it, and is closed.
+        let room = route.connector.open.load(Ordering::Relaxed) <= route.connector.kept_max;
+        let keep = room && self.is_judged(address);
         let state = Arc::new(State::new(Arc::clone(&route), http2));
         let connection = Connection::new(stream, state, self, keep, &route.connector.patience);
         Ok(TokioIo::new(connection))
@@ -156,6 +159,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.end_background();
+        self.route.connector.open.fetch_sub(1, Ordering::Relaxed);
         let mut reach = self.route.reach();
         match self.address.and_then(|address| reach.live.iter().position(|it| *it == address)) {
             Some(at) => drop(reach.live.swap_remove(at)),

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use base64::Engine;
@@ -36,6 +37,10 @@ pub(super) struct Connector {
     pub(super) proxy: Option<Proxy>,
     /// How long connections are kept.
     pub(super) patience: Patience,
+    /// How many connections are open or being opened.
+    pub(super) open: AtomicUsize,
+    /// How many may be open for one to be kept.
+    pub(super) kept_max: usize,
 }
 
 impl Connector {

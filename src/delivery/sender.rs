@@ -12,6 +12,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -62,6 +63,12 @@ pub const ANSWER_START_BYTES: usize = 1024;
 /// lets a receiver that dawdles hold its slot, shorter closes connections that could be kept.
 const BODY_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Open connections over all lines beyond which none is kept, unless descriptors are fewer.
+///
+/// About 35 KiB each without TLS, so 140 MiB at worst. More lets more receivers be called without a new handshake, fewer
+/// takes less memory when tens of thousands of receivers are called now and then.
+pub const KEPT_MAX_DEFAULT: usize = 4_096;
+
 const AGENT: &str = concat!("Rollcall/", env!("CARGO_PKG_VERSION"));
 
 static WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -81,6 +88,8 @@ pub struct Settings {
     /// `http://[user:password@]host:port` of a proxy that opens tunnels (CONNECT); `proxy`, default none. Only
     /// https receivers can be called through it, and addresses are judged here before it is asked.
     pub proxy: Option<String>,
+    /// Open connections over all lines beyond which none is kept for reuse, default [`KEPT_MAX_DEFAULT`].
+    pub kept_max: usize,
 }
 
 impl fmt::Debug for Settings {
@@ -90,6 +99,7 @@ impl fmt::Debug for Settings {
             .field("connect_timeout", &self.connect_timeout)
             .field("request_timeout", &self.request_timeout)
             .field("proxy", &self.proxy.as_ref().map(|_| "..."))
+            .field("kept_max", &self.kept_max)
             .finish()
     }
 }
@@ -100,6 +110,7 @@ impl Default for Settings {
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             request_timeout: REQUEST_TIMEOUT_DEFAULT,
             proxy: None,
+            kept_max: KEPT_MAX_DEFAULT,
         }
     }
 }
@@ -200,6 +211,8 @@ impl Sender {
             patience,
             tls: TlsConnector::from(Arc::new(tls)),
             proxy: settings.proxy.as_deref().map(Proxy::parse).transpose()?,
+            open: AtomicUsize::new(0),
+            kept_max: settings.kept_max,
         };
         let connector = Arc::new(connector);
         Ok(Self { guard, clock, connector, request_timeout: settings.request_timeout })

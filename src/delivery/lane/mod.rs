@@ -225,6 +225,8 @@ impl Lane {
             }
             Input::Granted(permits) => self.permits += permits,
             Input::HeldMax(most) => self.held_max = most.min(HELD_MAX),
+            // Successes of an earlier generation are being matched with what is loaded, and that ends by itself.
+            Input::Unload if !self.carried.is_empty() => {}
             Input::Unload => self.unload(None),
             Input::Tick => {}
             Input::Halt => self.running = false,
@@ -233,7 +235,7 @@ impl Lane {
             Input::Restart(progress) => self.restart(progress),
         }
         if self.running {
-            if self.closed(now) {
+            if self.closed(now) && self.carried.is_empty() {
                 self.unload(Some(KEPT_WHILE_CLOSED));
             }
             self.start_attempts(now, effects);
@@ -376,7 +378,9 @@ impl Lane {
     }
 
     fn unrecorded_count(&self) -> usize {
-        self.finished.len() + self.recording.as_ref().map_or(0, |record| record.finished.len())
+        let recording = self.recording.as_ref().map_or(0, |record| record.finished.len());
+        let carried: usize = self.carried.values().map(BTreeSet::len).sum();
+        self.finished.len() + recording + carried
     }
 
     fn start_attempts(&mut self, now: Moment, effects: &mut Vec<Effect>) {

@@ -84,12 +84,14 @@ impl Lane {
         let closed = self.closed(now);
         let ahead =
             if closed { KEPT_WHILE_CLOSED } else { (self.slots * 8).clamp(KEPT_WHILE_CLOSED, 512) };
-        if self.loading || self.draining || self.ready.len() > ahead / 2 {
+        // Until they are matched and recorded, successes of an earlier generation take the places of new attempts.
+        let matching = !self.carried.is_empty();
+        if self.loading || self.draining || (self.ready.len() > ahead / 2 && !matching) {
             return;
         }
         // While the circuit is open, more is loaded only when every contact at hand has been tried: one of those
         // that are not loaded yet may be the one that closes it.
-        if closed && !self.ready.is_empty() {
+        if closed && !self.ready.is_empty() && !matching {
             return;
         }
         let room = WINDOW_MAX.saturating_sub(self.loaded_to - self.cursor);
@@ -100,7 +102,7 @@ impl Lane {
         // A page without another contact does not end the search for one, though the probe may be over by now: one
         // page for each probe would take hours to get past a contact that is refused.
         let searching = closed && page_arrived;
-        if (self.permits == 0 && !searching) || !self.may_load() {
+        if (self.permits == 0 && !searching && !matching) || !self.may_load() {
             return;
         }
         self.loading = true;

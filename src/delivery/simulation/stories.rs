@@ -133,3 +133,28 @@ fn a_success_before_a_replay_does_not_stand_in_for_it() {
     ]);
     story(&[Step::Commit(1), Step::Page(512), Step::Subscribe, Step::Replay(1), Step::Reload]);
 }
+
+/// Found by seed 400466: successes of the generation before, whose events were not loaded again yet, did not count, and
+/// one more event was started on top of 256 of them.
+#[test]
+fn successes_of_an_earlier_generation_count_until_they_are_recorded() {
+    story(&[
+        Step::InFlightMax(300),
+        Step::Permits(300),
+        Step::Refuse(8),
+        Step::Burst { contacts: 376, events: 478 },
+        Step::Page(512),
+        Step::EndsMany { count: 333, answer: Answer::Good },
+        Step::Page(512),
+        Step::Page(512),
+        Step::EndsMany { count: 237, answer: Answer::Good },
+        Step::Page(512),
+        Step::Subscribe,
+        Step::EndsMany { count: 340, answer: Answer::Good },
+        Step::Wait(1103),
+        Step::Recorded,
+        Step::Page(512),
+        Step::Page(512),
+        Step::Crash { written: false, received: 85 },
+    ]);
+}
