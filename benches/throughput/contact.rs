@@ -59,6 +59,12 @@ pub(crate) fn number_in(body: &[u8]) -> Option<u32> {
     }
 }
 
+/// Whether a receiver that refuses three contacts in ten refuses this one. In no order, so that refusals come in rows
+/// as chance has it.
+pub(crate) fn is_refused(number: u32) -> bool {
+    u64::from(number) * SPREAD % NUMBERS < NUMBERS / 10 * 3
+}
+
 /// A number without sign, all of it digits.
 pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || digits.len() > 19 {

@@ -63,6 +63,60 @@ static METRICS: &[Metric] = &[
     row("ready_empty_s", "start to ready, empty directory", "s", 3).at_most(0.2),
     row("ready_after_s", "  after the run", "s", 3),
     row("stop_s", "stop after the run", "s", 3),
+    row("isolation_setup_s", "10,000 subscriptions: set-up", "s", 1),
+    row("isolation_p50_without_ms", "  healthy without bad ones, p50", "ms", 2),
+    row("isolation_p50_with_ms", "  healthy with 10 % bad ones, p50", "ms", 2),
+    row("isolation_p99_first_ms", "  without, p99, before", "ms", 2),
+    row("isolation_p99_second_ms", "  without, p99, after", "ms", 2),
+    row("isolation_p99_with_ms", "  with, p99", "ms", 2),
+    row("isolation_ratio", "  p99 with : mean of p99 without", "", 2).at_most(1.5),
+    row("isolation_cpu_without", "  CPU per 1,000 deliveries, without", "s", 4),
+    row("isolation_cpu_with", "  CPU per 1,000 deliveries, with", "s", 4),
+    row("isolation_hwm", "  the most of memory, VmHWM", "MiB", 1),
+    row("isolation_others", "  CPU of the machine that others used", "%", 1),
+    row("refusing_burst_per_s", "30 % refused: burst, accepted ones", "/s", 0),
+    row("refusing_p50_without_ms", "  100/s, none refused: p50", "ms", 2),
+    row("refusing_p50_with_ms", "  100/s, 30 % refused: p50 of the others", "ms", 2),
+    row("refusing_p99_without_ms", "  100/s, none refused: p99", "ms", 2),
+    row("refusing_p99_with_ms", "  100/s, 30 % refused: p99 of the others", "ms", 2),
+    row("refusing_ratio", "  p99 with : without", "", 2).at_most(1.5),
+    row("refusing_held", "  held rows", "", 0).at_most(10_000.0),
+    row("refusing_failed_attempts", "  rows of failed attempts", "", 0).at_most(1000.0),
+    row("refusing_exhausted", "  exhausted rows", "", 0),
+    row("refusing_hwm", "  the most of memory, VmHWM", "MiB", 1).at_most(256.0),
+    row("refusing_beyond_held", "  held rows beyond the limit", "", 0).at_most(10_000.0),
+    row("refusing_beyond_attempts", "  rows of failed attempts then", "", 0).at_most(1000.0),
+    row("refusing_beyond_hwm", "  the most of memory then", "MiB", 1).at_most(256.0),
+    row("backlog_events", "backlog: events", "", 0),
+    row("backlog_fill_s", "  set-up", "s", 1),
+    row("backlog_filled_hwm", "  the most of memory until owed, VmHWM", "MiB", 1).at_most(256.0),
+    row("backlog_restart_hwm", "  after the restart", "MiB", 1).at_most(256.0),
+    row("backlog_drain_hwm", "  until drained", "MiB", 1).at_most(256.0),
+    row("backlog_ready_s", "  start to ready after SIGTERM", "s", 3).at_most(5.0),
+    row("backlog_ready_crash_s", "  start to ready after SIGKILL", "s", 3).at_most(5.0),
+    row("backlog_normal_per_s", "  normal rate", "/s", 0),
+    row("backlog_drain_per_s", "  drained at", "/s", 0),
+    row("backlog_drain_share", "  share of the normal rate", "%", 1).at_least(50.0),
+    row("backlog_drain_cpu", "  CPU of the server, per 1,000 drained", "s", 4),
+    row("backlog_other_p99_ms", "  other service: p99 without", "ms", 2),
+    row("backlog_other_aside", "  p99 while owed : without", "", 2).at_most(1.5),
+    row("backlog_other_draining", "  p99 while drained : without", "", 2).at_most(1.5),
+    row("backlog_same_p99_ms", "  same service: p99 without", "ms", 2),
+    row("backlog_same_aside", "  p99 while owed : without", "", 2).at_most(1.5),
+    row("backlog_same_draining", "  p99 while drained : without", "", 2).at_most(1.5),
+    row("backlog_others", "  CPU of the machine that others used", "%", 1),
+    row("idle_setup_s", "100,000 idle: set-up", "s", 1),
+    row("idle_empty_rss", "  resident memory without any", "MiB", 1),
+    row("idle_setup_rss", "  resident memory after the set-up", "MiB", 1).at_most(200.0),
+    row("idle_restart_rss", "  after a restart", "MiB", 1).at_most(200.0),
+    row("idle_restart_hwm", "  the most of it, VmHWM", "MiB", 1),
+    row("idle_empty_cpu", "  CPU in 30 s without any", "s", 2),
+    row("idle_cpu", "  CPU in 30 s after the set-up", "s", 2),
+    row("idle_cpu_restarted", "  CPU in 30 s after a restart", "s", 2),
+    row("idle_cpu_more", "  more than without any, at most", "s", 2).at_most(0.1),
+    row("idle_ready_s", "  start to ready after SIGTERM", "s", 3),
+    row("idle_ready_crash_s", "  start to ready after SIGKILL", "s", 3),
+    row("idle_others", "  CPU of the machine that others used", "%", 1),
 ];
 
 impl Metric {
@@ -133,6 +187,9 @@ pub(crate) fn table(measured: &Figures, baseline: Option<&Figures>) -> String {
     text += &format!("{:>12}\n", "target");
     for metric in METRICS {
         let figure = measured.get(metric.key).copied();
+        if figure.is_none() {
+            continue;
+        }
         let number = metric.number(figure);
         text += &format!("{:<42}{:>5}{number:>12}", metric.label, metric.unit);
         if let Some(baseline) = baseline {
