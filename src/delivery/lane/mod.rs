@@ -134,7 +134,8 @@ pub struct Lane {
     carried: BTreeMap<ContactId, BTreeSet<u64>>,
     held: usize,
     held_max: usize,
-    recording: Option<Recording>,
+    /// Boxed, because there is none most of the time, and lanes are many.
+    recording: Option<Box<Recording>>,
     records: u64,
     record_again_at: Option<Moment>,
     permits: usize,

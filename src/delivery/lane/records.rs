@@ -59,7 +59,7 @@ impl Lane {
         plan.cursor = self.cursor;
         plan.done = self.done.iter().copied().collect();
         self.failing_changed = false;
-        self.recording = Some(Recording { number: plan.number, finished, held });
+        self.recording = Some(Box::new(Recording { number: plan.number, finished, held }));
         effects.push(Effect::Record(plan));
     }
 
