@@ -35,9 +35,9 @@ use crate::{api, http};
 /// Descriptors kept for the store, the listener's callers and everything but attempts.
 const DESCRIPTORS_KEPT: u64 = 512;
 /// Attempts in flight at most, however many descriptors there are: beyond it one machine's cores are long busy.
-const SLOTS_MAX: u64 = 8_192;
+const SLOTS_MAX: usize = 8_192;
 /// Attempts in flight that are always allowed.
-const SLOTS_MIN: u64 = 16;
+const SLOTS_MIN: usize = 16;
 /// How often a running server looks whether its writer still lives.
 const WRITER_POLL: Duration = Duration::from_secs(1);
 
@@ -112,13 +112,16 @@ async fn build(
     epoch: Arc<AtomicU64>,
 ) -> anyhow::Result<(axum::Router, Arc<Engine>)> {
     let guard = Arc::new(TargetGuard::new(guard_settings(settings), SystemResolver::new()));
+    let descriptors = descriptors_for_attempts()?;
     let sender_settings = sender::Settings {
         connect_timeout: settings.connect_timeout,
         request_timeout: settings.request_timeout,
         proxy: settings.proxy.clone(),
+        // As many again as may be in flight, at most.
+        kept_max: sender::KEPT_MAX_DEFAULT.min(descriptors / 2),
     };
     let sender = Arc::new(Sender::new(&sender_settings, guard, Arc::clone(&clock))?);
-    let engine_settings = engine_settings(settings)?;
+    let engine_settings = engine_settings(settings, descriptors)?;
     let engine =
         Engine::start(store.clone(), Arc::clone(&sender), Arc::clone(&clock), engine_settings)
             .await?;
@@ -186,15 +189,20 @@ fn guard_settings(settings: &Settings) -> target_guard::Settings {
     }
 }
 
-fn engine_settings(settings: &Settings) -> anyhow::Result<engine::Settings> {
-    let descriptors = raise_descriptor_limit()?;
-    let slots = (descriptors.saturating_sub(DESCRIPTORS_KEPT) / 2).clamp(SLOTS_MIN, SLOTS_MAX);
+/// Descriptors for connections to receivers, after raising the limit.
+fn descriptors_for_attempts() -> anyhow::Result<usize> {
+    let all = raise_descriptor_limit()?;
+    Ok(usize::try_from(all.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX))
+}
+
+fn engine_settings(settings: &Settings, descriptors: usize) -> anyhow::Result<engine::Settings> {
+    let slots = (descriptors / 2).clamp(SLOTS_MIN, SLOTS_MAX);
     Ok(engine::Settings {
         lane: lane::Settings {
             retry_schedule: settings.retry_schedule.clone(),
             max_in_flight: usize::try_from(settings.max_in_flight)?,
         },
-        slots: usize::try_from(slots)?,
+        slots,
     })
 }
 

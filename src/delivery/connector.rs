@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use super::pool::{Half, Lease, State, drive};
+use super::pool::{Half, Lease, OpenCount, Opened, State, drive};
 use super::{SenderError, Step};
 
 /// Most bytes of an answer's headers. Less refuses receivers behind talkative proxies, more is memory that
@@ -42,6 +42,8 @@ pub(super) struct Connector {
     pub(super) connect_timeout: Duration,
     pub(super) tls: TlsConnector,
     pub(super) proxy: Option<Proxy>,
+    /// The connections that it has opened and that are open yet.
+    pub(super) open: OpenCount,
 }
 
 impl Connector {
@@ -60,14 +62,20 @@ impl Connector {
         deadline: Instant,
     ) -> Result<Lease, Step> {
         let (stream, address) = self.open_tcp(addresses, port, deadline).await?;
+        let opened = self.open.add();
         let state = Arc::new(State::default());
         let Some(server_name) = server_name else {
-            return start_http1(Counted::new(Stream::Plain(stream), &state), state, address).await;
+            return start_http1(
+                Counted::new(Stream::Plain(stream), &state, opened),
+                state,
+                address,
+            )
+            .await;
         };
         let handshake = self.tls.connect(server_name.clone(), stream);
         let stream = within(deadline, Step::Tls, handshake).await?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let io = Counted::new(Stream::Tls(Box::new(stream)), &state);
+        let io = Counted::new(Stream::Tls(Box::new(stream)), &state, opened);
         if http2 {
             let starting = start_http2(io, state, address);
             // The receiver's first frames are awaited, so this needs the deadline as well.
@@ -277,11 +285,12 @@ enum Stream {
 struct Counted {
     stream: Stream,
     state: Arc<State>,
+    _opened: Opened,
 }
 
 impl Counted {
-    fn new(stream: Stream, state: &Arc<State>) -> Self {
-        Self { stream, state: Arc::clone(state) }
+    fn new(stream: Stream, state: &Arc<State>, opened: Opened) -> Self {
+        Self { stream, state: Arc::clone(state), _opened: opened }
     }
 }
 

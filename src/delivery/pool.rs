@@ -11,7 +11,7 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -70,6 +70,33 @@ impl State {
     fn retire(&self) -> bool {
         !self.touched.swap(false, Ordering::Relaxed)
             && self.users.compare_exchange(0, CLOSING, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+/// How many connections are open, over all lines.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OpenCount(Arc<AtomicUsize>);
+
+impl OpenCount {
+    /// How many there are at the moment.
+    pub(super) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more, until what is given is dropped.
+    pub(super) fn add(&self) -> Opened {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Opened(self.clone())
+    }
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub(super) struct Opened(OpenCount);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -42,7 +42,7 @@ pub use line::Line;
 
 use body::read_body;
 use connector::{Connector, Proxy, platform_tls};
-use pool::Lease;
+use pool::{Lease, OpenCount};
 
 /// Time to resolve, connect and agree on TLS; `connect_timeout`. Longer holds slots for dead receivers, shorter
 /// fails distant ones.
@@ -57,6 +57,11 @@ pub const ANSWER_START_BYTES: usize = 1024;
 /// Wait for the body of an attempt's answer, which decides nothing any more once the status is known. Longer
 /// lets a receiver that dawdles hold its slot, shorter closes connections that could be kept.
 const BODY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Open connections over all lines beyond which none is kept, unless descriptors are fewer. About 35 KiB each without
+/// TLS, so 140 MiB at worst. More lets more receivers be called without a new handshake, fewer takes less memory when
+/// tens of thousands of receivers are called now and then.
+pub const KEPT_MAX_DEFAULT: usize = 4_096;
 
 const AGENT: &str = concat!("Rollcall/", env!("CARGO_PKG_VERSION"));
 
@@ -77,6 +82,8 @@ pub struct Settings {
     /// `http://[user:password@]host:port` of a proxy that opens tunnels (CONNECT); `proxy`, default none. Only
     /// https receivers can be called through it, and addresses are judged here before it is asked.
     pub proxy: Option<String>,
+    /// Open connections over all lines beyond which none is kept for reuse, default [`KEPT_MAX_DEFAULT`].
+    pub kept_max: usize,
 }
 
 impl Default for Settings {
@@ -85,6 +92,7 @@ impl Default for Settings {
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             request_timeout: REQUEST_TIMEOUT_DEFAULT,
             proxy: None,
+            kept_max: KEPT_MAX_DEFAULT,
         }
     }
 }
@@ -151,6 +159,7 @@ pub struct Sender {
     clock: Arc<dyn Clock>,
     connector: Connector,
     request_timeout: Duration,
+    kept_max: usize,
 }
 
 impl std::fmt::Debug for Sender {
@@ -183,8 +192,10 @@ impl Sender {
             connect_timeout: settings.connect_timeout,
             tls: TlsConnector::from(Arc::new(tls)),
             proxy: settings.proxy.as_deref().map(Proxy::parse).transpose()?,
+            open: OpenCount::default(),
         };
-        Ok(Self { guard, clock, connector, request_timeout: settings.request_timeout })
+        let (request_timeout, kept_max) = (settings.request_timeout, settings.kept_max);
+        Ok(Self { guard, clock, connector, request_timeout, kept_max })
     }
 
     /// The outgoing side for a URL; nothing is connected or resolved yet.
@@ -263,7 +274,8 @@ impl Sender {
             if parts.status.is_success() { reading.keep_success } else { reading.keep_failure };
         let until = deadline.min(Instant::now() + reading.patience);
         let (body, end) = read_body(body, keep, until).await;
-        if end == BodyEnd::Complete {
+        // Given back it would stay open for some time; dropped it is closed.
+        if end == BodyEnd::Complete && self.connector.open.get() <= self.kept_max {
             line.pool.give_back(lease);
         }
         let retry_after = parts.headers.get(RETRY_AFTER).cloned();

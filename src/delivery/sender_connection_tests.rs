@@ -28,6 +28,23 @@ async fn a_connection_is_kept_for_the_next_attempt() {
     assert_eq!((receiver.connections(), receiver.requests().len()), (1, 20));
 }
 
+#[tokio::test]
+async fn beyond_the_limit_of_open_connections_none_is_kept() {
+    for (kept_max, connections) in [(1, 1), (0, 3)] {
+        let Setup { sender, .. } = setup_with(trusting_client(), |settings| {
+            settings.kept_max = kept_max;
+        });
+        let receiver = Receiver::answering(OK).await;
+        let line = sender.line(&receiver.url("/")).unwrap();
+
+        for _ in 0..3 {
+            assert_eq!(attempt(&sender, &line).await, delivered());
+        }
+
+        assert_eq!(receiver.connections(), connections);
+    }
+}
+
 /// The first connection answers once and gives `last` to the second request before it closes; later
 /// connections do as `fresh` says.
 async fn receiver_that_closes(last: &'static [u8], fresh: &'static [u8]) -> Receiver {
