@@ -58,9 +58,10 @@ pub const ANSWER_START_BYTES: usize = 1024;
 /// lets a receiver that dawdles hold its slot, shorter closes connections that could be kept.
 const BODY_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Open connections over all lines beyond which none is kept, unless descriptors are fewer. About 35 KiB each without
-/// TLS, so 140 MiB at worst. More lets more receivers be called without a new handshake, fewer takes less memory when
-/// tens of thousands of receivers are called now and then.
+/// Open connections over all lines beyond which none is kept, unless descriptors are fewer.
+///
+/// About 35 KiB each without TLS, so 140 MiB at worst. More lets more receivers be called without a new handshake, fewer
+/// takes less memory when tens of thousands of receivers are called now and then.
 pub const KEPT_MAX_DEFAULT: usize = 4_096;
 
 const AGENT: &str = concat!("Rollcall/", env!("CARGO_PKG_VERSION"));
