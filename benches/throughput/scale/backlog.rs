@@ -6,8 +6,8 @@
 use std::time::Instant;
 
 use super::order::Order;
-use super::{SETTLE, Stage, p99, range, url};
-use crate::measure::count;
+use super::{SETTLE, Stage, p50, p99, range, url};
+use crate::measure::{count, quantile};
 use crate::protocol::{Driven, Paced, Range, Seen};
 use crate::report::Figures;
 
@@ -83,6 +83,9 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> anyhow::Result<Figures> {
         ("backlog_drain_per_s", rate),
         ("backlog_drain_share", rate / normal * 100.0),
         ("backlog_drain_cpu", cpu / count(after - before) * 1000.0),
+        ("backlog_other_p50_ms", p50(&without, 3)),
+        ("backlog_other_p50_draining_ms", p50(&draining, 3)),
+        ("backlog_answered_draining_ms", quantile(&draining.answered_ms, 0.99)),
         ("backlog_other_p99_ms", p99(&without, 3)),
         ("backlog_other_aside", ratio(&aside, 3)),
         ("backlog_other_draining", ratio(&draining, 3)),

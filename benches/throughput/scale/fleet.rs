@@ -23,8 +23,11 @@ const CALLERS: usize = 32;
 /// Changes in a batch: as many as the API takes.
 const BATCH: u32 = 500;
 
-/// Connections of a run.
+/// Connections of a run at full speed, as in the other measurements.
 const CONNECTIONS: usize = 64;
+
+/// Connections of a paced run: enough for two seconds in which the disk does not answer.
+const PACE_CONNECTIONS: usize = 256;
 
 /// Done requests after which progress is shown.
 const PROGRESS_EVERY: usize = 10_000;
@@ -78,7 +81,7 @@ impl Fleet {
                 let targets = (0..services)
                     .map(|service| self.target(&at, service))
                     .collect::<Result<_, _>>();
-                let connections = CONNECTIONS;
+                let connections = PACE_CONNECTIONS;
                 let targets = targets?;
                 let pace = Pace { targets, connections, per_second, count, first, awaited };
                 return Ok(serde_json::to_value(driver::pace(&pace, ledger)?)?);
