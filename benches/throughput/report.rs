@@ -94,6 +94,7 @@ static METRICS: &[Metric] = &[
     row("backlog_drain_hwm", "  until drained", "MiB", 1).at_most(256.0),
     row("backlog_ready_s", "  start to ready after SIGTERM", "s", 3).at_most(5.0),
     row("backlog_ready_crash_s", "  start to ready after SIGKILL", "s", 3).at_most(5.0),
+    row("backlog_first_ms", "  slowest of the first creates after it", "ms", 1),
     row("backlog_normal_per_s", "  normal rate", "/s", 0),
     row("backlog_drain_per_s", "  drained at", "/s", 0),
     row("backlog_drain_share", "  share of the normal rate", "%", 1).at_least(50.0),
