@@ -57,3 +57,16 @@ simulate: ## Run seeded worlds of the lane on every core: make simulate SEEDS=10
 .PHONY: simulate-faults
 simulate-faults: ## Plant faults in a copy of the lane and show which check catches each
 	tests/faults/run.sh
+
+.PHONY: bench-isolation bench-refusing bench-backlog bench-idle
+bench-isolation: ## Measure 10,000 subscriptions of which a tenth hang, refuse or fail (two minutes)
+	$(CARGO) bench --bench throughput --locked -- --only isolation
+
+bench-refusing: ## Measure a receiver that refuses 30 % of the contacts for good (two minutes)
+	$(CARGO) bench --bench throughput --locked -- --only refusing
+
+bench-backlog: ## Measure a receiver that comes back with 1,000,000 events owed (six minutes)
+	$(CARGO) bench --bench throughput --locked -- --only backlog
+
+bench-idle: ## Measure 100,000 idle subscriptions (five minutes)
+	$(CARGO) bench --bench throughput --locked -- --only idle

@@ -59,6 +59,14 @@ pub(crate) fn number_in(body: &[u8]) -> Option<u32> {
     }
 }
 
+/// Whether a receiver that refuses three contacts in ten refuses this one. As good as by chance (the finaliser of
+/// `MurmurHash3`), because what matters are the rows in which refusals come.
+pub(crate) fn is_refused(number: u32) -> bool {
+    let mixed = (number ^ (number >> 16)).wrapping_mul(0x85eb_ca6b);
+    let mixed = (mixed ^ (mixed >> 13)).wrapping_mul(0xc2b2_ae35);
+    (mixed ^ (mixed >> 16)) % 10 < 3
+}
+
 /// A number without sign, all of it digits.
 pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || digits.len() > 19 {

@@ -29,7 +29,7 @@ const LAST_NOTIFICATIONS: Duration = Duration::from_secs(10);
 type Wire = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
 
 /// One keep-alive connection, driven by the task that uses it: no second task to wake.
-struct Line {
+pub(crate) struct Line {
     sender: http1::SendRequest<Full<Bytes>>,
     wire: Wire,
     headers: HeaderMap,
@@ -38,7 +38,7 @@ struct Line {
 }
 
 impl Line {
-    async fn open(target: &Target) -> anyhow::Result<Self> {
+    pub(crate) async fn open(target: &Target) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(&target.address).await?;
         stream.set_nodelay(true)?;
         let (sender, wire) = http1::handshake(TokioIo::new(stream)).await?;
@@ -46,9 +46,23 @@ impl Line {
         headers.insert(HOST, HeaderValue::from_str(&target.address)?);
         let json = HeaderValue::from_static("application/json");
         headers.insert(CONTENT_TYPE, json);
-        let bearer = format!("Bearer {}", target.token);
-        headers.insert(AUTHORIZATION, HeaderValue::from_str(&bearer)?);
-        Ok(Self { sender, wire, headers, path: target.path.parse()?, template: Template::new() })
+        let path = target.path.parse()?;
+        let mut line = Self { sender, wire, headers, path, template: Template::new() };
+        line.identify(&target.token)?;
+        Ok(line)
+    }
+
+    /// Sends with this token from now on.
+    pub(crate) fn identify(&mut self, token: &str) -> anyhow::Result<()> {
+        let bearer = HeaderValue::from_str(&format!("Bearer {token}"))?;
+        self.headers.insert(AUTHORIZATION, bearer);
+        Ok(())
+    }
+
+    /// Posts to this target of the same server from now on.
+    fn aim(&mut self, target: &Target) -> anyhow::Result<()> {
+        self.path = target.path.parse()?;
+        self.identify(&target.token)
     }
 
     async fn create(&mut self, number: u32) -> anyhow::Result<Bytes> {
@@ -89,7 +103,7 @@ impl Line {
         }
     }
 
-    async fn ask(
+    pub(crate) async fn ask(
         &mut self,
         method: Method,
         path: Uri,
@@ -221,18 +235,21 @@ async fn drive_line(run: Arc<Run>) -> (u32, Option<String>) {
 /// Sends at fixed times, whatever the earlier ones do, and waits for the notifications in the same process: one
 /// clock for both ends.
 pub(crate) fn pace(pace: &Pace, ledger: &Arc<Ledger>) -> anyhow::Result<Paced> {
-    ledger.keep_arrivals(pace.first + pace.count);
+    // Before the first request, because it takes milliseconds.
+    ledger.prepare_clock();
+    ledger.take_latencies();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(paced(pace, ledger))
 }
 
 async fn paced(pace: &Pace, ledger: &Arc<Ledger>) -> anyhow::Result<Paced> {
     let mut idle = Vec::new();
+    ensure!(!pace.targets.is_empty(), "no target");
     for _ in 0..pace.connections {
-        idle.push(Line::open(&pace.target).await?);
+        idle.push(Line::open(&pace.targets[0]).await?);
     }
+    let mut targets = pace.targets.iter().cycle();
     let mut busy = JoinSet::new();
-    let mut sent = vec![0; pace.count as usize];
     let mut result = Paced::default();
     let began = tokio::time::Instant::now();
     let began_ns = ledger.now();
@@ -246,9 +263,11 @@ async fn paced(pace: &Pace, ledger: &Arc<Ledger>) -> anyhow::Result<Paced> {
         let Some(mut line) = idle.pop() else {
             bail!("all {} connections still wait for an answer", pace.connections);
         };
+        if let Some(target) = targets.next() {
+            line.aim(target)?;
+        }
         let number = pace.first + index;
-        let at = ledger.now();
-        sent[index as usize] = at;
+        let at = ledger.start_clock(number);
         let late = at.saturating_sub(began_ns + planned);
         result.late_ms = result.late_ms.max(milliseconds(late));
         let ledger = ledger.clone();
@@ -267,17 +286,15 @@ async fn paced(pace: &Pace, ledger: &Arc<Ledger>) -> anyhow::Result<Paced> {
     };
     tokio::time::timeout(LAST_ANSWERS, rest).await??;
     let until = Instant::now() + LAST_NOTIFICATIONS;
-    while ledger.notifications(0) < u64::from(pace.count) && Instant::now() < until {
+    let missing = || (0..).zip(pace.awaited).any(|(group, count)| ledger.timed(group) < count);
+    while missing() && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    for (index, at) in sent.iter().enumerate() {
-        let number = pace.first + u32::try_from(index)?;
-        let arrival = ledger.arrival(number);
-        if arrival != 0 {
-            result.notified_ms.push(milliseconds(arrival.saturating_sub(*at)));
-        }
-    }
-    result.notified_ms.sort_by(f64::total_cmp);
+    result.notified_ms = ledger.take_latencies().map(|group| {
+        let mut group: Vec<f64> = group.into_iter().map(milliseconds).collect();
+        group.sort_by(f64::total_cmp);
+        group
+    });
     result.answered_ms.sort_by(f64::total_cmp);
     Ok(result)
 }

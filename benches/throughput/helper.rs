@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 
 use crate::ledger::Ledger;
 use crate::protocol::{Command, Listening, Seen};
-use crate::{LIFETIME, driver, receiver};
+use crate::receiver::Receiver;
+use crate::scale::fleet::Fleet;
+use crate::{LIFETIME, driver};
 
 /// The argument that makes this program a helper.
 pub(crate) const ROLE: &str = "--helper";
@@ -34,9 +36,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
         std::process::exit(1);
     });
     let ledger = Arc::new(Ledger::new());
+    let mut fleet = Fleet::default();
     for line in std::io::stdin().lock().lines() {
         let command = serde_json::from_str(&line?)?;
-        let answer = obey(command, &ledger, &guarded).map_err(|error| format!("{error:#}"));
+        let answer =
+            obey(command, &ledger, &guarded, &mut fleet).map_err(|error| format!("{error:#}"));
         let mut out = std::io::stdout().lock();
         serde_json::to_writer(&mut out, &answer)?;
         writeln!(out)?;
@@ -58,10 +62,11 @@ fn obey(
     command: Command,
     ledger: &Arc<Ledger>,
     guarded: &Guarded,
+    fleet: &mut Fleet,
 ) -> anyhow::Result<serde_json::Value> {
     let answer = match command {
         Command::Listen { threads } => {
-            let port = receiver::start(threads, ledger)?;
+            let port = Receiver::start(0, threads, ledger)?.port;
             serde_json::to_value(Listening { port })
         }
         Command::Guard { pid } => {
@@ -74,13 +79,12 @@ fn obey(
         }
         Command::Drive(drive) => serde_json::to_value(driver::drive(drive)?),
         Command::Pace(pace) => serde_json::to_value(driver::pace(&pace, ledger)?),
+        Command::Fleet(order) => return fleet.obey(order, ledger),
         Command::Await { notifications, subscriptions, patience_ms } => {
             let patience = Duration::from_millis(patience_ms);
             serde_json::to_value(arrived(ledger, notifications, subscriptions, patience))
         }
-        Command::Check { ranges, subscriptions } => {
-            serde_json::to_value(ledger.check(&ranges, subscriptions))
-        }
+        Command::Check { expected } => serde_json::to_value(ledger.check(&expected)),
         Command::Reset => {
             ledger.reset();
             serde_json::to_value(())

@@ -1,4 +1,5 @@
-//! Throughput, CPU, memory and latency of the release program, against what the machine itself can do.
+//! Throughput, CPU, memory and latency of the release program, against what the machine itself can do; isolation and
+//! scale, against the same run without what disturbs.
 //!
 //! `docs/benchmarks.md` says what is measured and how to read it. Everything is on the loopback interface, in
 //! processes of this program's own, bounded in count and time; whatever happens, nothing is left running.
@@ -18,6 +19,7 @@ mod process;
 mod protocol;
 mod receiver;
 mod report;
+mod scale;
 mod server;
 
 use std::path::{Path, PathBuf};
@@ -53,7 +55,7 @@ struct Options {
     /// How often everything is measured; the table shows medians.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=5))]
     rounds: u32,
-    /// Only this measurement; may be repeated.
+    /// Only this measurement; may be repeated. Without it: one, five and latency.
     #[arg(long, value_enum)]
     only: Vec<Part>,
     /// Keep-alive connections of the driver.
@@ -78,9 +80,29 @@ struct Options {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
+    /// One subscriber.
     One,
+    /// Five subscribers.
     Five,
+    /// Latency at a low rate.
     Latency,
+    /// 10,000 subscriptions of which a tenth hang, refuse or fail; about two minutes.
+    Isolation,
+    /// A receiver that refuses 30 % of the contacts for good; about two minutes.
+    Refusing,
+    /// A receiver that comes back with 1,000,000 events owed; about six minutes.
+    Backlog,
+    /// 100,000 idle subscriptions; about five minutes.
+    Idle,
+}
+
+impl Part {
+    const DEFAULT: [Self; 3] = [Self::One, Self::Five, Self::Latency];
+
+    /// Whether its figures are shares of the bare limit.
+    fn needs_bare(self) -> bool {
+        matches!(self, Self::One | Self::Five)
+    }
 }
 
 fn main() -> ExitCode {
@@ -128,6 +150,7 @@ fn run(options: &Options) -> anyhow::Result<bool> {
 /// Measures everything and prints it; whether nothing went wrong.
 fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
     let machine = machine(directory)?;
+    let parts = if options.only.is_empty() { &Part::DEFAULT[..] } else { &options.only };
     let times = if options.quick { Times::QUICK } else { Times::FULL };
     let mut bench = Bench::new(
         times,
@@ -147,24 +170,34 @@ fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
         let progress = |text: &str| {
             eprintln!("[{:5.1} s] round {}: {text}", began.elapsed().as_secs_f64(), round + 1);
         };
-        progress("bare HTTP limit");
-        let bare = bench.bare()?;
+        let bare = if parts.iter().any(|part| part.needs_bare()) {
+            progress("bare HTTP limit");
+            bench.bare()?
+        } else {
+            Figures::new()
+        };
         let mut programs = vec![(current, "", bare.clone())];
         if let Some(baseline) = &baseline {
             // In turns, so that neither always runs on the warmer machine.
             programs.insert((round % 2) as usize, (baseline, " (baseline)", bare));
         }
-        for part in [Part::One, Part::Five, Part::Latency] {
-            if !options.only.is_empty() && !options.only.contains(&part) {
-                continue;
-            }
+        for part in parts {
             for (program, name, figures) in &mut programs {
                 progress(&format!("{part:?}{name}"));
-                let limit = figures["bare_per_s"];
+                let limit = figures.get("bare_per_s").copied().unwrap_or_default();
                 figures.extend(match part {
                     Part::One => bench.one(program, limit)?,
                     Part::Five => bench.five(program, limit)?,
                     Part::Latency => bench.latency(program)?,
+                    Part::Isolation | Part::Refusing | Part::Backlog | Part::Idle => {
+                        let ground = scale::Ground {
+                            program,
+                            directory: directory.join(format!("{part:?}{name}")),
+                            arguments: &options.server_arg,
+                            quick: options.quick,
+                        };
+                        scale::measure(*part, &ground, &mut bench.faults)?
+                    }
                 });
             }
         }

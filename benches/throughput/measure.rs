@@ -9,9 +9,7 @@ use anyhow::{Context, ensure};
 
 use crate::helper::Helper;
 use crate::process::{self, Memory};
-use crate::protocol::{
-    Command, Drive, Driven, Listening, MAX_SUBSCRIPTIONS, Pace, Paced, Range, Seen, Target, Work,
-};
+use crate::protocol::{Command, Drive, Driven, Listening, Pace, Paced, Range, Seen, Target, Work};
 use crate::report::Figures;
 use crate::server::{self, Server};
 
@@ -176,7 +174,7 @@ impl Bench {
 
     /// Five subscribers to the same service.
     pub(crate) fn five(&mut self, program: &Path, bare: f64) -> anyhow::Result<Figures> {
-        let subscriptions = MAX_SUBSCRIPTIONS;
+        let subscriptions = 5;
         let (server, directory) = self.fresh(program, subscriptions)?;
         let mut changed = Changed::default();
         self.load(&server, &mut changed, Work::Create, self.times.warm, subscriptions)?;
@@ -225,11 +223,12 @@ impl Bench {
         std::thread::sleep(AFTERMATH);
         let count = self.per_second * u32::try_from(self.times.paced.as_secs())?;
         let paced: Paced = both.ask(&Command::Pace(Pace {
-            target,
+            targets: vec![target],
             connections: self.connections,
             per_second: self.per_second,
             count,
             first: driven.finished,
+            awaited: [usize::try_from(count)?, 0, 0, 0],
         }))?;
         let memory = process::memory(server.pid())?;
         if let Some(failure) = &paced.failure {
@@ -241,12 +240,11 @@ impl Bench {
             next: 0,
             events: u64::from(driven.finished + count),
         };
-        let seen: Seen =
-            both.ask(&Command::Check { ranges: changed.ranges.clone(), subscriptions: 1 })?;
+        let seen: Seen = both.ask(&Command::Check { expected: vec![changed.ranges.clone()] })?;
         self.judge("latency", &seen, &changed);
         drop(server);
         self.forget(&directory)?;
-        let notified = |share| quantile(&paced.notified_ms, share);
+        let notified = |share| quantile(&paced.notified_ms[0], share);
         Ok(Figures::from([
             ("notified_p50_ms", notified(0.5)),
             ("notified_p99_ms", notified(0.99)),
@@ -365,8 +363,9 @@ impl Bench {
 
     /// Nothing lost, nothing twice, each contact in order.
     fn check(&mut self, what: &str, changed: &Changed, subscriptions: usize) -> anyhow::Result<()> {
-        let seen: Seen =
-            self.receiver.ask(&Command::Check { ranges: changed.ranges.clone(), subscriptions })?;
+        let seen: Seen = self
+            .receiver
+            .ask(&Command::Check { expected: vec![changed.ranges.clone(); subscriptions] })?;
         self.judge(what, &seen, changed);
         Ok(())
     }
@@ -414,16 +413,16 @@ fn range(first: u32, count: u32, version: u8) -> Range {
     clippy::cast_precision_loss,
     reason = "a rank among some thousand figures"
 )]
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of one run are far below 2^53")]
-fn count(number: u64) -> f64 {
+pub(crate) fn count(number: u64) -> f64 {
     number as f64
 }
 
-fn milliseconds(time: Duration) -> anyhow::Result<u64> {
+pub(crate) fn milliseconds(time: Duration) -> anyhow::Result<u64> {
     u64::try_from(time.as_millis()).context("too long")
 }

@@ -2,11 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::scale::order::Order;
+
 /// Contacts that one helper can keep apart; more are not created.
 pub(crate) const MAX_CONTACTS: u32 = 2_000_000;
 
-/// Receiving paths, `/0` to `/4`: one per subscription.
-pub(crate) const MAX_SUBSCRIPTIONS: usize = 5;
+/// Receiving paths, `/0` to `/9`: one per subscription of a service.
+pub(crate) const MAX_SUBSCRIPTIONS: usize = 10;
+
+/// Groups of subscriptions whose latencies are told apart.
+pub(crate) const MAX_GROUPS: usize = 4;
 
 /// What a helper is told to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,6 +31,8 @@ pub(crate) enum Command {
     Drive(Drive),
     /// Send creates at a fixed rate and await their notifications in this same process; answered with [`Paced`].
     Pace(Pace),
+    /// Something on many services and subscriptions.
+    Fleet(Order),
     /// Wait until this many notifications have arrived on each of the first subscriptions; answered with [`Seen`].
     Await {
         /// Notifications per subscription.
@@ -37,10 +44,8 @@ pub(crate) enum Command {
     },
     /// Compare what arrived with what was accepted; answered with [`Seen`].
     Check {
-        /// What was changed, in ranges of contacts.
-        ranges: Vec<Range>,
-        /// The subscriptions that must have got it.
-        subscriptions: usize,
+        /// For each of the first subscriptions the ranges of contacts that it must have got; the others nothing.
+        expected: Vec<Vec<Range>>,
     },
     /// Forget everything that arrived: the next server starts; answered with `null`.
     Reset,
@@ -117,18 +122,21 @@ pub(crate) struct Driven {
 /// Creates at a fixed rate.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Pace {
-    pub(crate) target: Target,
+    /// Where they go, in turns.
+    pub(crate) targets: Vec<Target>,
     pub(crate) connections: usize,
     pub(crate) per_second: u32,
     pub(crate) count: u32,
     pub(crate) first: u32,
+    /// Notifications that must arrive in each group; those of other groups are not waited for.
+    pub(crate) awaited: [usize; MAX_GROUPS],
 }
 
 /// Latencies in milliseconds, sorted.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Paced {
-    /// From the request sent to its notification received; only those that arrived.
-    pub(crate) notified_ms: Vec<f64>,
+    /// From the request sent to its notification received, for each group; only those that arrived.
+    pub(crate) notified_ms: [Vec<f64>; MAX_GROUPS],
     /// From the request sent to its answer received.
     pub(crate) answered_ms: Vec<f64>,
     /// How much later than planned the latest request was sent.

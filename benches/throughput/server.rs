@@ -121,6 +121,11 @@ impl Server {
         Ok(())
     }
 
+    /// IP address and port, and the admin token.
+    pub(crate) fn admin(&self) -> anyhow::Result<(String, String)> {
+        Ok((self.address()?.to_owned(), self.welcome.admin_token.clone()))
+    }
+
     /// Where contacts are created.
     pub(crate) fn target(&self) -> anyhow::Result<Target> {
         Ok(Target {
@@ -158,6 +163,11 @@ impl Server {
             Ok(serde_json::from_slice(&answer)?)
         };
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(exchange)
+    }
+
+    /// SIGKILL, as at a crash.
+    pub(crate) fn crash(self) {
+        drop(self);
     }
 
     /// Asks the server to stop and waits until it has.

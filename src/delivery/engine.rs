@@ -3,7 +3,8 @@
 //! Every lane has its own lock, held only for a step and never across an await, so lanes run beside each other on
 //! all cores. The engine's one task hears of everything that comes from the store's writer and from timers; attempts
 //! run as tasks of their own. What it hears is a level (heads, "this subscription changed"), not a queue: a lost
-//! signal costs latency only, and all heads are compared once a second.
+//! signal costs latency only, and all heads are compared once a second. Whatever has not moved since it was compared
+//! needs no look: so what is idle costs nothing, however many lanes there are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,12 +65,21 @@ pub(super) struct Shared {
     pub(super) slots: Slots<Arc<LaneDriver>>,
     pub(super) tasks: TaskTracker,
     pub(super) stopping: CancellationToken,
-    heads: Mutex<HashMap<ServiceId, u64>>,
+    heads: Mutex<Heads>,
+    /// Lanes that were halted, and may have been started again since.
+    halted: Mutex<BTreeSet<Key>>,
     lanes: Mutex<Lanes>,
     timers: Mutex<BTreeMap<(Moment, u64), Arc<LaneDriver>>>,
     heard: Mutex<Heard>,
     signal: Notify,
     lane_ids: AtomicU64,
+}
+
+#[derive(Default)]
+struct Heads {
+    by_service: HashMap<ServiceId, u64>,
+    /// Whose heads have moved since all were compared.
+    moved: BTreeSet<ServiceId>,
 }
 
 #[derive(Default)]
@@ -84,7 +94,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(super) fn head(&self, service: ServiceId) -> u64 {
-        lock(&self.heads).get(&service).copied().unwrap_or(0)
+        lock(&self.heads).by_service.get(&service).copied().unwrap_or(0)
     }
 
     /// Called on the writer's thread.
@@ -102,6 +112,11 @@ impl Shared {
     pub(super) fn hear_changed(&self, key: Key) {
         lock(&self.heard).changed.insert(key);
         self.signal.notify_one();
+    }
+
+    /// A lane was halted: should the signal to load it anew be lost, the comparison finds it.
+    pub(super) fn note_halted(&self, key: Key) {
+        lock(&self.halted).insert(key);
     }
 
     /// Lanes whose turn it is to take slots.
@@ -177,7 +192,8 @@ impl Shared {
         if !commit.events.is_empty() {
             let mut heads = lock(&self.heads);
             for event in &commit.events {
-                heads.insert(event.service, event.sequence);
+                heads.by_service.insert(event.service, event.sequence);
+                heads.moved.insert(event.service);
             }
         }
         // Halted here and not in the engine's task: whoever unsubscribes must not get a notification that started
@@ -256,6 +272,7 @@ impl Engine {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             heads: Mutex::default(),
+            halted: Mutex::default(),
             lanes: Mutex::default(),
             timers: Mutex::default(),
             heard: Mutex::default(),
@@ -305,9 +322,13 @@ async fn load_all(shared: &Arc<Shared>, first: bool) -> Result<(), Error> {
     let heads = shared.store.read.list_heads().await?;
     {
         let mut known = lock(&shared.heads);
+        let Heads { by_service, moved } = &mut *known;
         for (service, head) in heads {
-            let entry = known.entry(service).or_default();
-            *entry = head.max(*entry);
+            let entry = by_service.entry(service).or_default();
+            if head > *entry {
+                *entry = head;
+                moved.insert(service);
+            }
         }
     }
     let mut gone: HashMap<Key, Arc<LaneDriver>> = lock(&shared.lanes).by_key.clone();
@@ -437,15 +458,25 @@ fn fire_timers(shared: &Arc<Shared>) {
 
 /// Finds what a lost signal would have told, and lanes whose attempts have been hanging.
 fn compare_all(shared: &Arc<Shared>) {
-    for lane in shared.all_lanes() {
-        let head = shared.head(lane.key.0);
-        if lane.behind(head) {
-            lane.step(Input::Head(head));
-        }
-        if lane.halted() && lane.in_flight() == 0 {
-            lock(&shared.heard).changed.insert(lane.key);
+    let moved = std::mem::take(&mut lock(&shared.heads).moved);
+    for service in moved {
+        let head = shared.head(service);
+        for lane in shared.lanes_of(service) {
+            if lane.behind(head) {
+                lane.step(Input::Head(head));
+            }
         }
     }
+    // Taken out before the look: one that is halted again meanwhile notes itself anew.
+    let mut halted = std::mem::take(&mut *lock(&shared.halted));
+    halted.retain(|key| {
+        let Some(lane) = shared.find(*key).filter(|lane| lane.halted()) else { return false };
+        if lane.in_flight() == 0 {
+            lock(&shared.heard).changed.insert(*key);
+        }
+        true
+    });
+    lock(&shared.halted).extend(halted);
     for lane in shared.slots.holders() {
         lane.step(Input::Tick);
     }

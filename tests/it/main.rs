@@ -22,6 +22,7 @@ mod delivery_crash;
 mod delivery_order;
 mod delivery_restart;
 mod delivery_retry;
+mod delivery_scale;
 mod delivery_signing;
 mod delivery_targets;
 mod listener_tls;

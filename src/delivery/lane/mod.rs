@@ -141,7 +141,8 @@ pub struct Lane {
     sends_again: bool,
     held: usize,
     held_max: usize,
-    recording: Option<Recording>,
+    /// Boxed, because there is none most of the time, and lanes are many.
+    recording: Option<Box<Recording>>,
     records: u64,
     record_again_at: Option<Moment>,
     permits: usize,

@@ -60,7 +60,8 @@ impl Lane {
         plan.done = self.done.iter().copied().collect();
         self.failing_changed = false;
         let disables = plan.disable.is_some();
-        self.recording = Some(Recording { number: plan.number, finished, held, disables });
+        let recording = Recording { number: plan.number, finished, held, disables };
+        self.recording = Some(Box::new(recording));
         effects.push(Effect::Record(plan));
     }
 

@@ -64,6 +64,11 @@ impl Api {
         Self { token: token.map(str::to_owned), ..self.clone() }
     }
 
+    /// The same caller with this path in front of its own.
+    pub(crate) fn below(&self, path: &str) -> Self {
+        Self { prefix: format!("{}{path}", self.prefix), ..self.clone() }
+    }
+
     /// The same caller with one more header on every request.
     pub(crate) fn with_header(&self, name: &'static str, value: &str) -> Self {
         let mut other = self.clone();

@@ -289,6 +289,14 @@ impl TestServer {
         self.process.log()
     }
 
+    /// The most of memory that it has had resident, in MiB.
+    pub(crate) fn memory_mib(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
+    }
+
     /// SIGKILL, as the kernel gives it when memory is short.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
