@@ -75,29 +75,37 @@ fn doubled(first: Duration, longest: Duration, times: u32) -> Duration {
     first.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX)).min(longest)
 }
 
-/// How the last 32 completions of a lane ended, the newest in the lowest bit. A one is a failure; a lane without a past
+/// How the last 64 completions of a lane ended, the newest in the lowest bit. A one is a failure; a lane without a past
 /// is taken for a healthy one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct History(u32);
+pub struct History(u64);
+
+/// Failures in a row that open the circuit, by how many of the 32 completions before the row failed: the shortest row that
+/// chance gives less than once in ten million times at that share, at least [`CIRCUIT_FAILURES`] and at most
+/// [`CIRCUIT_FAILURES_MAX`].
+const PATIENCE: [u32; 32] = [
+    5, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 18, 20, 22, 24, 26, 29, 31, 35, 39, 44, 49, 50,
+    50, 50, 50, 50, 50, 50, 50,
+];
 
 impl History {
     /// The history after one more completion.
     #[must_use]
     pub const fn after(self, failed: bool) -> Self {
-        Self(self.0 << 1 | failed as u32)
+        Self(self.0 << 1 | failed as u64)
     }
 
-    /// Failures in a row that open the circuit. A receiver that refuses most contacts and takes the others gives long
-    /// rows of failures without being down; a row counts only when it is no chance (one in a hundred or so) at the
-    /// share of successes seen lately. One that took nothing lately gets no credit.
+    /// Failures in a row that open the circuit. A receiver that refuses many contacts and takes the others gives long
+    /// rows of failures without being down. One that took nothing lately gets no credit for that.
     #[must_use]
     pub const fn patience(self) -> u32 {
-        let successes = self.0.count_zeros();
-        if successes == 0 {
+        let row = self.0.trailing_ones();
+        if row >= 32 {
             return CIRCUIT_FAILURES;
         }
-        let row = CIRCUIT_FAILURES * u32::BITS / successes;
-        if row < CIRCUIT_FAILURES_MAX { row } else { CIRCUIT_FAILURES_MAX }
+        let before = self.0 >> row & 0xffff_ffff;
+        // At most 31: the completion right before the row was a success.
+        PATIENCE[(before.count_ones() & 31) as usize]
     }
 }
 
@@ -204,13 +212,16 @@ mod tests {
     #[test]
     fn a_receiver_that_refuses_much_gets_longer_rows_of_failures() {
         let after = |failures: u32, of: u32| {
-            (0..32).fold(History::default(), |past, at| past.after(at % of < failures)).patience()
+            let past = (0..64).fold(History::default(), |past, at| past.after(at % of < failures));
+            past.after(false).patience()
         };
-        assert_eq!(History::default().patience(), CIRCUIT_FAILURES);
-        assert_eq!((0..5).fold(History::default(), |past, _| past.after(true)).patience(), 5);
-        assert_eq!([after(1, 2), after(3, 4), after(7, 8)], [10, 20, 40]);
-        assert_eq!(after(31, 32), CIRCUIT_FAILURES_MAX);
-        assert_eq!(after(32, 32), CIRCUIT_FAILURES);
+        let healthy_then_down =
+            |row: u32| (0..row).fold(History::default(), |past, _| past.after(true)).patience();
+        assert_eq!([0, 1, 5, 9, 31].map(healthy_then_down), [CIRCUIT_FAILURES; 5]);
+        assert_eq!([after(1, 4), after(1, 2), after(3, 4)], [11, 22, 49]);
+        let down_for_long = (0..64).fold(History::default(), |past, _| past.after(true));
+        assert_eq!(down_for_long.patience(), CIRCUIT_FAILURES);
+        assert_eq!(down_for_long.after(false).after(true).patience(), CIRCUIT_FAILURES_MAX);
     }
 
     #[test]

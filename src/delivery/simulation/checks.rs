@@ -20,7 +20,7 @@ pub(super) const HELD_LIMIT: usize = 10_000;
 const CIRCUIT_LIMIT: u32 = 5;
 /// The most of them.
 const CIRCUIT_LIMIT_MAX: u32 = 50;
-/// Completions that count as lately.
+/// Completions before a row of failures that say how often the receiver fails.
 const LATELY: usize = 32;
 /// Age and length of the row of failures that ends a subscription.
 const GIVE_UP: (Duration, u32) = (Duration::from_hours(120), 100);
@@ -403,9 +403,23 @@ impl Oracle {
         }
     }
 
+    /// Failures in a row that are no chance at the share of failures before them.
+    fn limit(&self) -> u32 {
+        let row = self.lately.iter().rev().take_while(|failed| **failed).count();
+        if row >= LATELY {
+            return CIRCUIT_LIMIT;
+        }
+        let before = self.lately.iter().rev().skip(row).take(LATELY);
+        let failed = before.filter(|failed| **failed).count();
+        let chance = |row: u32| (failed as f64 / LATELY as f64).powi(row.cast_signed());
+        (CIRCUIT_LIMIT..CIRCUIT_LIMIT_MAX)
+            .find(|row| chance(*row) <= 1e-7)
+            .unwrap_or(CIRCUIT_LIMIT_MAX)
+    }
+
     fn completed(&mut self, failed: bool) {
         self.lately.push_back(failed);
-        if self.lately.len() > LATELY {
+        if self.lately.len() > 2 * LATELY {
             self.lately.pop_front();
         }
     }
@@ -413,12 +427,7 @@ impl Oracle {
     /// A failure that is the receiver's fault.
     fn failed(&mut self, now: Moment, began: Moment) {
         self.failures += 1;
-        let taken = LATELY - self.lately.iter().filter(|failed| **failed).count();
-        let taken = u32::try_from(taken).expect("at most 32");
-        let limit = match taken {
-            0 => CIRCUIT_LIMIT,
-            _ => (CIRCUIT_LIMIT * 32 / taken).min(CIRCUIT_LIMIT_MAX),
-        };
+        let limit = self.limit();
         if self.opened.is_none() && self.failures >= limit {
             self.opened = Some(now);
             self.failed_last = now;
