@@ -260,7 +260,7 @@ fn machine(directory: &Path) -> anyhow::Result<Value> {
 /// How the embedded store syncs, as the source of this build has it: a program cannot be asked from outside.
 fn synchronous() -> &'static str {
     let source = include_str!("../../src/store/sqlite/mod.rs");
-    let setting = source.split_once(r#""synchronous", ""#);
+    let setting = source.split_once("PRAGMA synchronous=");
     let value = setting.and_then(|(_, rest)| rest.split_once('"'));
     value.map_or("unknown", |(value, _)| value)
 }

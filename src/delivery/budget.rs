@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::lane::HELD_MAX;
 use crate::domain::event::Event;
 
-/// Bytes of loaded events over all lanes, besides the 8 MiB of recent ones that they share. Lanes without an attempt
+/// Bytes of loaded events over all lanes, besides the 6 MiB of recent ones that they share. Lanes without an attempt
 /// give theirs back from half of it on; beyond it pages are short. Larger reads the log less often when many lanes
 /// are behind, smaller leaves more memory to others.
 const WINDOW_BYTES_MAX: usize = 24 * 1024 * 1024;

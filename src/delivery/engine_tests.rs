@@ -415,7 +415,7 @@ async fn a_load_ends_when_its_service_is_gone() {
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     world.status.store(500, Ordering::SeqCst);
-    // Empties what is shared in memory, as 8 MiB of other events or a restart would.
+    // Empties what is shared in memory, as 6 MiB of other events or a restart would.
     world.read.events_late.store(1500, Ordering::SeqCst);
     world.store.write.queue().tell(&Commit { reopened: true, ..Commit::default() });
     world.create("x@e.example").await;

@@ -9,7 +9,7 @@ use crate::domain::event::Event;
 use crate::domain::id::ServiceId;
 
 /// Bytes of events kept. Larger serves lanes that are further behind, smaller sends them to the log sooner.
-const BYTES_MAX: usize = 8 * 1024 * 1024;
+const BYTES_MAX: usize = 6 * 1024 * 1024;
 
 #[derive(Debug, Default)]
 struct Inner {

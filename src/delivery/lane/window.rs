@@ -64,20 +64,38 @@ impl Lane {
         let chain = self.chains.entry(contact).or_default();
         let place = chain.partition_point(|earlier| *earlier < sequence);
         chain.insert(place, sequence);
+        let delivered = self.take_carried(contact, sequence);
         if place != 0 {
+            // Behind an event that is owed again, an earlier success counts no more.
             return;
         }
-        if self.carried.get_mut(&contact).is_some_and(|carried| carried.remove(&sequence)) {
+        if delivered {
             self.finish(sequence, Finish::Delivered);
         } else {
             self.offer_head(contact);
         }
     }
 
+    /// Whether this event was delivered under an earlier generation; it is known only once.
+    fn take_carried(&mut self, contact: ContactId, sequence: u64) -> bool {
+        let Some(carried) = self.carried.get_mut(&contact) else { return false };
+        let found = carried.remove(&sequence);
+        if carried.is_empty() {
+            self.carried.remove(&contact);
+        }
+        found
+    }
+
+    /// Events that may be loaded besides those that are. Successes of an earlier generation may stand further ahead than
+    /// the window reaches from a cursor that a lost record left behind.
+    fn window_room(&self) -> u64 {
+        let most = if self.carried.is_empty() { WINDOW_MAX } else { 2 * WINDOW_MAX };
+        most.saturating_sub(self.loaded_to - self.cursor)
+    }
+
     /// Whether there is more to load and room for it.
     pub(super) fn may_load(&self) -> bool {
-        let room = WINDOW_MAX.saturating_sub(self.loaded_to - self.cursor);
-        self.loaded_to < self.head && room > 0 && !self.loading && !self.draining
+        self.loaded_to < self.head && self.window_room() > 0 && !self.loading && !self.draining
     }
 
     pub(super) fn load_more(&mut self, now: Moment, page_arrived: bool, effects: &mut Vec<Effect>) {
@@ -94,7 +112,11 @@ impl Lane {
         if closed && !self.ready.is_empty() && !matching {
             return;
         }
-        let room = WINDOW_MAX.saturating_sub(self.loaded_to - self.cursor);
+        let room = self.window_room();
+        if room == 0 {
+            // Only a replay goes back so far, and sends them again.
+            self.carried.clear();
+        }
         if room == 0 && self.ready.is_empty() {
             // The record of what is set aside moves the cursor; the step that hears of it loads.
             self.set_aside();

@@ -158,3 +158,34 @@ fn successes_of_an_earlier_generation_count_until_they_are_recorded() {
         Step::Crash { written: false, received: 85 },
     ]);
 }
+
+/// Found by seed 795490: a replay of which the lane was not told left successes behind events that were owed again. They
+/// were never matched, and took the places of all new attempts.
+#[test]
+fn successes_behind_an_event_that_is_owed_again_take_no_place() {
+    story(&[
+        Step::InFlightMax(300),
+        Step::Permits(300),
+        Step::Burst { contacts: 412, events: 643 },
+        Step::Prune(58),
+        Step::Wait(2811),
+        Step::Page(3),
+        Step::Page(512),
+        Step::EndsMany { count: 286, answer: Answer::Good },
+        Step::Burst { contacts: 412, events: 626 },
+        Step::Page(1),
+        Step::Page(512),
+        Step::EndsMany { count: 365, answer: Answer::Good },
+        Step::Burst { contacts: 412, events: 351 },
+        Step::Page(3),
+        Step::Page(512),
+        Step::Page(512),
+        Step::EndsMany { count: 63, answer: Answer::Good },
+        Step::Recorded,
+        Step::Recorded,
+        Step::EndsMany { count: 506, answer: Answer::Good },
+        Step::Recorded,
+        Step::Recorded,
+        Step::ReplayFailed(997),
+    ]);
+}
