@@ -452,9 +452,9 @@ impl Oracle {
         }
     }
 
-    /// Counts failures that come while an event could start that the receiver would take.
+    /// Counts failures that come while the circuit is open and an event could start that the receiver would take.
     pub(super) fn failed_in_vain(&mut self, could_start: bool, bound: usize) -> Checked {
-        self.in_vain += usize::from(could_start);
+        self.in_vain += usize::from(could_start && self.opened.is_some());
         ensure(self.in_vain <= bound, Check::CircuitTriesOthers, || {
             format!("{} failures while others would be taken", self.in_vain)
         })

@@ -30,9 +30,9 @@ const CALM_PERMITS: usize = 8;
 const CALM_TIME: Duration = Duration::from_hours(3);
 /// Permits that a lane may get in one step without using them, before it is said to ask in vain.
 const GRANTS_MAX: usize = 1_000;
-/// Failures in a row that are no sign of a circuit that stays open: those in flight when faults stop, up to 50 that
-/// open it, and three for each poisoned contact.
-const IN_VAIN_MAX: usize = 65;
+/// Failures in a row that are no sign of a circuit that stays open: those in flight when faults stop, and three for each
+/// poisoned contact.
+const IN_VAIN_MAX: usize = 20;
 
 /// What a world did.
 #[derive(Clone, Copy, Debug, Default)]
