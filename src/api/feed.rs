@@ -35,10 +35,7 @@ pub(super) async fn list_events(state: Arc<State>, caller: Caller, call: Call) -
 
 fn page_json(page: &FeedPage) -> String {
     let items: Vec<String> = page.items.iter().map(item_json).collect();
-    let gap = page.gap.map_or_else(
-        || "null".to_owned(),
-        |gap| format!(r#"{{"from":{},"to":{}}}"#, gap.from, gap.to),
-    );
+    let gap = serde_json::json!(page.gap);
     format!(
         r#"{{"items":[{}],"next":{},"newest":{},"gap":{gap}}}"#,
         items.join(","),
@@ -62,9 +59,9 @@ fn item_json(event: &Event) -> String {
 mod tests {
     use super::page_json;
     use crate::domain::clock::Timestamp;
-    use crate::domain::event::{Event, EventKind};
+    use crate::domain::event::{Event, EventKind, Gap};
     use crate::domain::id::{ContactId, EventId, ServiceId};
-    use crate::feed::{FeedPage, Gap};
+    use crate::feed::FeedPage;
 
     #[test]
     fn page_has_the_notification_as_it_is_sent_and_names_a_gap() {

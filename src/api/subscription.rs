@@ -6,6 +6,7 @@ use ::http::StatusCode;
 use serde::Serialize;
 
 use crate::domain::clock::Timestamp;
+use crate::domain::event::Gap;
 use crate::domain::subscription::{Enabled, Subscription};
 use crate::http::caller::Caller;
 use crate::http::envelope::{ApiError, json_text, success};
@@ -72,12 +73,6 @@ struct StatusBody<'a> {
     gap: Option<Gap>,
 }
 
-#[derive(Serialize)]
-struct Gap {
-    from: u64,
-    to: u64,
-}
-
 pub(super) async fn get_subscription(state: Arc<State>, caller: Caller, _call: Call) -> Answer {
     let (status, word) = state.subscriptions.status(caller.service(), caller.app()).await?;
     let body = status_body(&status, word);
@@ -101,7 +96,7 @@ fn status_body(status: &SubscriptionStatus, state: SubscriptionState) -> StatusB
         held: status.held,
         exhausted: status.exhausted,
         oldest_undelivered: status.oldest_undelivered.map(text),
-        gap: status.gap.map(|(from, to)| Gap { from, to }),
+        gap: status.gap,
     }
 }
 

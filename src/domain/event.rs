@@ -5,6 +5,15 @@ use serde::Serialize;
 use super::clock::Timestamp;
 use super::id::{ContactId, EventId, ServiceId};
 
+/// Numbers of an event log that are missing, both ends included; in this form in the JSON of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// The first of them.
+    pub from: u64,
+    /// The last of them.
+    pub to: u64,
+}
+
 /// What happened to the contact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::event::Event;
+use crate::domain::event::{Event, Gap};
 use crate::domain::id::ServiceId;
 use crate::store::rows::LogPage;
 use crate::store::{CommitListener, Error, Read};
@@ -45,15 +45,6 @@ pub struct FeedPage {
     pub newest: u64,
     /// Numbers that the reader asked for and that are not kept any more.
     pub gap: Option<Gap>,
-}
-
-/// Numbers that are missing, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gap {
-    /// The first of them.
-    pub from: u64,
-    /// The last of them.
-    pub to: u64,
 }
 
 /// Why there is no page.

@@ -2,7 +2,7 @@
 
 use crate::domain::clock::Timestamp;
 use crate::domain::contact::StaffContact;
-use crate::domain::event::Event;
+use crate::domain::event::{Event, Gap};
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::subscription::{StoredSecret, Subscription};
 
@@ -54,8 +54,8 @@ pub struct SubscriptionStatus {
     pub oldest_undelivered: Option<Timestamp>,
     /// Attempts of the unbroken row of failures, and when it began.
     pub failing: Option<Failing>,
-    /// Events that were removed from the log before they were delivered, first and last number.
-    pub gap: Option<(u64, u64)>,
+    /// Events that were removed from the log before they were delivered.
+    pub gap: Option<Gap>,
 }
 
 /// An unbroken row of failed attempts of a subscription.

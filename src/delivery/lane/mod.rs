@@ -42,7 +42,7 @@ pub const WINDOW_MAX: u64 = 1_024;
 const SET_ASIDE: u64 = WINDOW_MAX / 4;
 /// Events that a lane keeps loaded while its circuit is open or it is paused: enough contacts for the probes to go
 /// round. Larger costs memory for each receiver that is down, smaller reads the log more often.
-const KEPT_WHILE_CLOSED: usize = 16;
+const KEPT_WHILE_PROBING: usize = 16;
 /// Wait before a record is handed in again after the store failed.
 const RECORD_RETRY: Duration = Duration::from_millis(200);
 /// The reason shown when a receiver answered 410.
@@ -236,8 +236,8 @@ impl Lane {
             Input::Restart(progress) => self.restart(progress),
         }
         if self.running {
-            if self.closed(now) && self.carried.is_empty() {
-                self.unload(Some(KEPT_WHILE_CLOSED));
+            if self.only_probes(now) && self.carried.is_empty() {
+                self.unload(Some(KEPT_WHILE_PROBING));
             }
             self.start_attempts(now, effects);
             self.load_more(now, page_arrived, effects);
@@ -356,7 +356,7 @@ impl Lane {
     }
 
     /// Whether it sends nothing but a probe: the circuit is open, or the receiver asked for a pause.
-    fn closed(&self, now: Moment) -> bool {
+    fn only_probes(&self, now: Moment) -> bool {
         matches!(self.circuit, Circuit::Open { .. })
             || self.paused_until.is_some_and(|until| until > now)
     }

@@ -1,6 +1,6 @@
 //! Which events a lane looks at: loaded from the log, in chains by contact, set aside when the window is full.
 
-use super::{Effect, Finish, KEPT_WHILE_CLOSED, Lane, Owed, Phase, SET_ASIDE, WINDOW_MAX};
+use super::{Effect, Finish, KEPT_WHILE_PROBING, Lane, Owed, Phase, SET_ASIDE, WINDOW_MAX};
 use crate::domain::clock::Moment;
 use crate::domain::id::ContactId;
 
@@ -99,9 +99,12 @@ impl Lane {
     }
 
     pub(super) fn load_more(&mut self, now: Moment, page_arrived: bool, effects: &mut Vec<Effect>) {
-        let closed = self.closed(now);
-        let ahead =
-            if closed { KEPT_WHILE_CLOSED } else { (self.slots * 8).clamp(KEPT_WHILE_CLOSED, 512) };
+        let probing = self.only_probes(now);
+        let ahead = if probing {
+            KEPT_WHILE_PROBING
+        } else {
+            (self.slots * 8).clamp(KEPT_WHILE_PROBING, 512)
+        };
         // Until they are matched and recorded, successes of an earlier generation take the places of new attempts.
         let matching = !self.carried.is_empty();
         if self.loading || self.draining || (self.ready.len() > ahead / 2 && !matching) {
@@ -109,7 +112,7 @@ impl Lane {
         }
         // While the circuit is open, more is loaded only when every contact at hand has been tried: one of those
         // that are not loaded yet may be the one that closes it.
-        if closed && !self.ready.is_empty() && !matching {
+        if probing && !self.ready.is_empty() && !matching {
             return;
         }
         let room = self.window_room();
@@ -123,7 +126,7 @@ impl Lane {
         }
         // A page without another contact does not end the search for one, though the probe may be over by now: one
         // page for each probe would take hours to get past a contact that is refused.
-        let searching = closed && page_arrived;
+        let searching = probing && page_arrived;
         if (self.permits == 0 && !searching && !matching) || !self.may_load() {
             return;
         }

@@ -6,6 +6,7 @@ use super::events::{int, time, time_or_none, uint};
 use super::tenancy::app_exists;
 use super::writer::{Change, Stop};
 use crate::domain::clock::Timestamp;
+use crate::domain::event::Gap;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::{Enabled, Subscription};
 use crate::store::Error;
@@ -85,7 +86,7 @@ pub(super) fn get_status(
         .prepare_cached(&select_one())?
         .query_row(params![service.as_bytes(), app.as_bytes()], |row| {
             let gap = match row.get::<_, Option<i64>>(13)? {
-                Some(_) => Some((uint(row, 13)?, uint(row, 14)?)),
+                Some(_) => Some(Gap { from: uint(row, 13)?, to: uint(row, 14)? }),
                 None => None,
             };
             Ok((subscription_of(row)?, uint(row, 8)?, failing_of(row)?, gap))
