@@ -17,7 +17,7 @@ use serde_json::Value;
 use subtle::ConstantTimeEq;
 
 use super::sender::{
-    Attempt, BODY_BYTES_MAX, BodyEnd, Line, PostFailure, Reading, Received, Sender,
+    Attempt, AttemptTimer, BODY_BYTES_MAX, BodyEnd, Line, PostFailure, Reading, Received, Sender,
 };
 use super::target_guard::{Refusal, Step};
 use crate::domain::strict_json;
@@ -124,7 +124,8 @@ pub async fn verify(
     };
     let reading =
         Reading { keep_success: BODY_BYTES_MAX, keep_failure: 0, patience: CHALLENGE_TIMEOUT };
-    let received = sender.post(line, &attempt, CHALLENGE_TIMEOUT, reading).await?;
+    let mut timer = AttemptTimer::default();
+    let received = sender.post(line, &attempt, CHALLENGE_TIMEOUT, reading, &mut timer).await?;
     judge_received(&received, &nonce.challenge)
         .map_err(|step| VerificationFailure { step, status: Some(received.status.as_u16()) })
 }

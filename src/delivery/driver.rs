@@ -1,14 +1,13 @@
 //! One lane with all that carries out its effects: attempts, loads, records, timer, slots.
 //!
-//! The lock around the lane is held for a step and its effects, none of which waits. An attempt is a task that
-//! ends by stepping its lane.
+//! The lock around the lane is held for a step and its effects, none of which waits. Attempts run in tasks
+//! (`attempts.rs`) and end by stepping their lane.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-
+use super::attempts::{self, Starting};
 use super::budget::Loaded;
 use super::engine::{Key, Shared};
 use super::lane::{
@@ -16,9 +15,8 @@ use super::lane::{
 };
 use super::outcome::Outcome;
 use super::retry::longest_wait;
-use super::sender::{Answer, Attempt, Line};
+use super::sender::Line;
 use super::slots::Report;
-use super::target_guard::Step;
 use crate::domain::clock::{Moment, Timestamp};
 use crate::domain::event::Event;
 use crate::domain::id::ContactId;
@@ -109,6 +107,13 @@ impl LaneDriver {
     }
 
     fn step_locked(self: &Arc<Self>, state: &mut State, input: Input<'_>) {
+        let starting = self.step_only(state, input);
+        self.launch(starting);
+    }
+
+    /// Steps the lane and gives the attempts that start.
+    fn step_only(self: &Arc<Self>, state: &mut State, input: Input<'_>) -> Vec<Starting> {
+        let mut starting = Vec::new();
         let now = self.shared.clock.moment();
         match &input {
             Input::Head(head) => state.head = state.head.max(*head),
@@ -119,15 +124,15 @@ impl LaneDriver {
             }
             _ => {}
         }
-        self.step_alone(state, now, input);
+        // An attempt that hangs need not be found in every step: the engine gives whoever has one a tick each second.
+        let look = state.reported.doubtful || matches!(input, Input::Tick);
+        self.step_alone(state, now, input, &mut starting);
         loop {
             let wanted = state.lane.wanted(now);
             let surplus = state.lane.take_surplus();
-            let report = Report {
-                permits: state.lane.in_flight(),
-                doubtful: state.lane.doubtful(now, DOUBTFUL_AGE),
-                wanted,
-            };
+            let doubtful =
+                state.lane.last_failed() || (look && state.lane.hangs(now, DOUBTFUL_AGE));
+            let report = Report { permits: state.lane.in_flight(), doubtful, wanted };
             if report == state.reported && surplus == 0 && wanted == 0 {
                 break;
             }
@@ -139,42 +144,60 @@ impl LaneDriver {
             if granted == 0 {
                 break;
             }
-            self.step_alone(state, now, Input::Granted(granted));
+            self.step_alone(state, now, Input::Granted(granted), &mut starting);
         }
-        self.settle_memory(state, now);
+        self.settle_memory(state, now, &mut starting);
         let wake = state.lane.next_wake(now);
         if wake != state.timer {
             self.shared.set_timer(self, state.timer, wake);
             state.timer = wake;
         }
+        starting
     }
 
     /// A lane that sends nothing keeps what it has loaded only while memory is plenty.
-    fn settle_memory(self: &Arc<Self>, state: &mut State, now: Moment) {
+    fn settle_memory(
+        self: &Arc<Self>,
+        state: &mut State,
+        now: Moment,
+        starting: &mut Vec<Starting>,
+    ) {
         if state.lane.in_flight() == 0 && !state.events.is_empty() && self.shared.budget.is_tight()
         {
-            self.step_alone(state, now, Input::Unload);
+            self.step_alone(state, now, Input::Unload, starting);
         }
         state.events.drop_after(state.lane.loaded_to());
         let held_max = state.events.settle(state.lane.window_len(), state.lane.held());
         if held_max != state.held_max {
             state.held_max = held_max;
-            self.step_alone(state, now, Input::HeldMax(held_max));
+            self.step_alone(state, now, Input::HeldMax(held_max), starting);
         }
     }
 
-    fn step_alone(self: &Arc<Self>, state: &mut State, now: Moment, input: Input<'_>) {
+    fn step_alone(
+        self: &Arc<Self>,
+        state: &mut State,
+        now: Moment,
+        input: Input<'_>,
+        starting: &mut Vec<Starting>,
+    ) {
         let mut effects = Vec::new();
         state.lane.step(now, input, &mut effects);
-        self.carry_out(state, now, effects);
+        self.carry_out(state, now, effects, starting);
     }
 
-    fn carry_out(self: &Arc<Self>, state: &mut State, now: Moment, effects: Vec<Effect>) {
+    fn carry_out(
+        self: &Arc<Self>,
+        state: &mut State,
+        now: Moment,
+        effects: Vec<Effect>,
+        starting: &mut Vec<Starting>,
+    ) {
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
             match effect {
                 Effect::Start { sequence, contact, attempt } => {
-                    self.start_attempt(state, sequence, contact, attempt);
+                    starting.push(self.prepare_attempt(state, sequence, contact, attempt));
                 }
                 Effect::Record(plan) => self.record(state, now, plan),
                 Effect::Load { after, limit } => {
@@ -210,8 +233,10 @@ impl LaneDriver {
                     let mut effects = Vec::new();
                     let events = events.into_iter().map(Arc::new).collect();
                     feed(&mut state, now, after, events, &mut effects);
-                    self.carry_out(&mut state, now, effects);
-                    self.step_locked(&mut state, Input::Tick);
+                    let mut starting = Vec::new();
+                    self.carry_out(&mut state, now, effects, &mut starting);
+                    starting.extend(self.step_only(&mut state, Input::Tick));
+                    self.launch(starting);
                     return;
                 }
                 Ok(_) if !self.wants(after) => return,
@@ -234,94 +259,65 @@ impl LaneDriver {
     }
 
     /// Whether there is nothing to wait for: the server stops, or the lane was halted meanwhile.
-    async fn wait_or_stop(&self) -> bool {
+    pub(super) async fn wait_or_stop(&self) -> bool {
         tokio::select! {
             () = self.shared.stopping.cancelled() => true,
             () = tokio::time::sleep(STORE_RETRY) => self.halted(),
         }
     }
 
-    fn start_attempt(
-        self: &Arc<Self>,
+    /// Takes what an attempt needs; whoever holds the lock launches it.
+    fn prepare_attempt(
+        &self,
         state: &mut State,
         sequence: u64,
         contact: ContactId,
         number: u32,
-    ) {
+    ) -> Starting {
         if state.line.is_none() {
             state.line = self.shared.sender.line(&state.url).ok().map(Arc::new);
         }
-        let event = state.events.take(sequence);
-        let line = state.line.clone();
-        let secrets = Arc::clone(&state.secrets);
-        let ending = Ending {
-            lane: Arc::clone(self),
+        Starting {
             contact,
             sequence,
             number,
-            answer: None,
-            ended: false,
-        };
-        self.shared.tasks.spawn(async move {
-            let mut ending = ending;
-            let stopping = ending.lane.shared.stopping.clone();
-            let lane = Arc::clone(&ending.lane);
-            tokio::select! {
-                biased;
-                () = stopping.cancelled() => ending.ended = true,
-                answer = lane.attempt(event, line, &secrets, sequence, number) => {
-                    ending.answer = answer;
-                }
-            }
-        });
+            event: state.events.take(sequence),
+            line: state.line.clone(),
+            secrets: Arc::clone(&state.secrets),
+        }
     }
 
-    async fn attempt(
-        &self,
-        event: Option<Arc<Event>>,
-        line: Option<Arc<Line>>,
-        secrets: &[StoredSecret],
-        sequence: u64,
-        number: u32,
-    ) -> Option<Answer> {
-        let event = self.find_event(event, sequence).await?;
-        // There is none when the rules for targets have changed since the URL was verified.
-        let line = line?;
-        let id = event.id.to_string();
-        let attempt = Attempt {
-            id: &id,
-            body: Bytes::from(event.notification()),
-            secrets,
-            sequence: Some(sequence),
-            contact_version: Some(event.contact_version),
-            number: Some(number),
-        };
-        let answer = self.shared.sender.attempt(&line, attempt).await;
-        tracing::debug!(
-            service.id = %self.key.0, app.id = %self.key.1, event.sequence = sequence,
-            attempt.number = number, outcome = ?answer.outcome, status = answer.status,
-            step = answer.step.name(), "attempt ended"
-        );
-        Some(answer)
+    /// Gives each attempt a task of its own.
+    pub(super) fn launch(self: &Arc<Self>, starting: impl IntoIterator<Item = Starting>) {
+        for starting in starting {
+            self.shared.tasks.spawn(attempts::run(Arc::clone(self), starting));
+        }
     }
 
-    /// The event of an attempt: loaded before, or read from the log.
-    async fn find_event(&self, event: Option<Arc<Event>>, sequence: u64) -> Option<Arc<Event>> {
-        if event.is_some() {
-            return event;
+    /// Steps the lane at the end of an attempt. Gives the attempt that follows, which needs no task of its own.
+    pub(super) fn end_attempt(
+        self: &Arc<Self>,
+        contact: ContactId,
+        outcome: Outcome,
+        failed: Option<FailedAttempt>,
+    ) -> Option<Starting> {
+        let mut state = self.lock();
+        if let Some(failed) = failed {
+            state.failed.push_back(failed);
+            state.keep_failed(Vec::new());
         }
-        loop {
-            match self.shared.store.read.list_events(self.key.0, sequence - 1, 1).await {
-                Ok(events) => {
-                    let found = events.into_iter().find(|event| event.sequence == sequence);
-                    return found.map(Arc::new);
-                }
-                Err(error) => tracing::warn!(error = %error, "event not read, trying again"),
-            }
-            if self.wait_or_stop().await {
-                return None;
-            }
-        }
+        let doubtful = state.reported.doubtful || outcome != Outcome::Delivered;
+        let keep_permit = self.shared.slots.keeps(state.lane.in_flight(), doubtful);
+        let mut starting =
+            self.step_only(&mut state, Input::Ended { contact, outcome, keep_permit }).into_iter();
+        drop(state);
+        let next = starting.next();
+        self.launch(starting);
+        next
+    }
+
+    pub(super) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     fn record(self: &Arc<Self>, state: &mut State, now: Moment, plan: Plan) {
@@ -502,52 +498,6 @@ impl State {
         }
         let surplus = self.failed.len().saturating_sub(FAILED_WAITING_MAX);
         self.failed.drain(..surplus);
-    }
-}
-
-/// Steps the lane when an attempt ends, however it ends: a task that panicked must not leave its contact busy.
-struct Ending {
-    lane: Arc<LaneDriver>,
-    contact: ContactId,
-    sequence: u64,
-    number: u32,
-    /// `None` when nothing could be sent.
-    answer: Option<Answer>,
-    /// Nothing is to be told any more: the server stops.
-    ended: bool,
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        if self.ended {
-            return;
-        }
-        let outcome = self.answer.as_ref().map_or(Outcome::Failed, |answer| answer.outcome);
-        let failed =
-            matches!(outcome, Outcome::Failed | Outcome::Gone).then(|| self.failed_attempt());
-        let mut state = self.lane.lock();
-        if let Some(failed) = failed {
-            state.failed.push_back(failed);
-            state.keep_failed(Vec::new());
-        }
-        let doubtful = state.reported.doubtful || outcome != Outcome::Delivered;
-        let keep_permit = self.lane.shared.slots.keeps(state.lane.in_flight(), doubtful);
-        let input = Input::Ended { contact: self.contact, outcome, keep_permit };
-        self.lane.step_locked(&mut state, input);
-    }
-}
-
-impl Ending {
-    fn failed_attempt(&mut self) -> FailedAttempt {
-        let answer = self.answer.take();
-        FailedAttempt {
-            sequence: self.sequence,
-            attempt: self.number,
-            at: self.lane.shared.clock.now(),
-            status: answer.as_ref().and_then(|answer| answer.status),
-            step: answer.as_ref().map_or(Step::Local, |answer| answer.step).name().to_owned(),
-            answer: answer.map_or_else(Vec::new, |answer| answer.answer_start.into()),
-        }
     }
 }
 

@@ -584,7 +584,8 @@ mod pure {
     #[test]
     fn a_lane_is_doubtful_while_its_first_attempt_hangs_and_from_a_failure_to_a_success() {
         let mut lane = Lane::new(Arc::new(Settings::default()), 1);
-        let doubtful = |lane: &Lane, at| lane.doubtful(Moment(at), Duration::from_secs(1));
+        let doubtful =
+            |lane: &Lane, at| lane.last_failed() || lane.hangs(Moment(at), Duration::from_secs(1));
         let mut effects = Vec::new();
         let progress = Progress { generation: 1, head: 2, ..Progress::default() };
         lane.step(Moment(0), Input::Restart(progress), &mut effects);

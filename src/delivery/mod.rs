@@ -16,6 +16,7 @@
 //! Finished and exhausted become true with the commit that records them; only then does the contact's next event
 //! start. [`lane`] decides, [`engine`] carries out, [`sender`] makes the attempts.
 
+mod attempts;
 mod budget;
 pub mod challenge;
 mod driver;

@@ -39,10 +39,13 @@ mod connector;
 mod line;
 #[path = "stream.rs"]
 mod stream;
+#[path = "timer.rs"]
+mod timer;
 
 pub use body::BODY_BYTES_MAX;
 pub(super) use body::{BodyEnd, Reading, Received};
 pub use line::Line;
+pub use timer::AttemptTimer;
 
 use body::read_body;
 use client::{CONNECT_BY, Failure, State};
@@ -236,10 +239,15 @@ impl Sender {
     ///
     /// It ends within the request timeout, and `Delivered` is certain as soon as the headers of a 2xx have
     /// arrived. Dropping the future aborts the attempt; the receiver may have got it nevertheless.
-    pub async fn attempt(&self, line: &Line, attempt: Attempt<'_>) -> Answer {
+    pub async fn attempt(
+        &self,
+        line: &Line,
+        attempt: Attempt<'_>,
+        timer: &mut AttemptTimer,
+    ) -> Answer {
         let reading =
             Reading { keep_success: 0, keep_failure: ANSWER_START_BYTES, patience: BODY_PATIENCE };
-        match self.post(line, &attempt, self.request_timeout, reading).await {
+        match self.post(line, &attempt, self.request_timeout, reading, timer).await {
             Ok(received) => {
                 let retry_after = received.retry_after.as_ref().map(|value| {
                     // Bytes outside ASCII are no usable value, but the header is there.
@@ -277,9 +285,11 @@ impl Sender {
         attempt: &Attempt<'_>,
         timeout: Duration,
         reading: Reading,
+        timer: &mut AttemptTimer,
     ) -> Result<Received, PostFailure> {
-        let deadline = Instant::now() + timeout;
-        let Ok(sent) = tokio::time::timeout_at(deadline, self.send(line, attempt)).await else {
+        let began = Instant::now();
+        let deadline = began + timeout;
+        let Some(sent) = timer.within(deadline, self.send(line, attempt, began)).await else {
             // A connection that swallows requests would take all later ones too.
             line.slot.forget_any_http2();
             return Err(Step::Timeout.into());
@@ -330,8 +340,12 @@ impl Sender {
     }
 
     /// Sends on a connection to a judged address, and again on a fresh one when a kept one turns out to be dead.
-    async fn send(&self, line: &Line, attempt: &Attempt<'_>) -> Result<Response<Incoming>, Step> {
-        let began = Instant::now();
+    async fn send(
+        &self,
+        line: &Line,
+        attempt: &Attempt<'_>,
+        began: Instant,
+    ) -> Result<Response<Incoming>, Step> {
         let connect_by = began + self.connector.connect_timeout;
         let resolving = self.guard.resolve(&line.target);
         let addresses = tokio::time::timeout_at(connect_by, resolving)

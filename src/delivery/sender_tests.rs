@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
-use super::{Answer, Attempt, Line, Outcome, Sender, Settings, Step};
+use super::{Answer, Attempt, AttemptTimer, Line, Outcome, Sender, Settings, Step};
 use crate::delivery::challenge::{self, Nonce};
 use crate::delivery::signing::verify;
 use crate::delivery::target_guard::{Settings as GuardSettings, TargetGuard};
@@ -83,7 +83,7 @@ async fn attempt(sender: &Sender, line: &Line) -> Answer {
         contact_version: Some(3),
         number: Some(1),
     };
-    sender.attempt(line, attempt).await
+    sender.attempt(line, attempt, &mut AttemptTimer::default()).await
 }
 
 /// One attempt at a receiver that always answers the same.

@@ -42,7 +42,7 @@ pub(super) struct Slots<T> {
 pub(super) struct Report {
     /// Permits it has.
     pub(super) permits: usize,
-    /// Whether it is doubtful.
+    /// Whether it is doubtful: its last attempt failed, or one hangs.
     pub(super) doubtful: bool,
     /// Permits it wants besides.
     pub(super) wanted: usize,

@@ -61,6 +61,13 @@ macro_rules! identifier {
                 Uuid::try_parse(digits).ok().map(Self)
             }
 
+            /// Appends the text form, without the detour through a formatter.
+            pub fn push_to(&self, text: &mut Vec<u8>) {
+                text.extend_from_slice(concat!($prefix, "_").as_bytes());
+                let mut digits = [0; 32];
+                text.extend_from_slice(self.0.simple().encode_lower(&mut digits).as_bytes());
+            }
+
             /// The 16 bytes that are stored.
             #[must_use]
             pub const fn as_bytes(&self) -> &[u8; 16] {
@@ -76,7 +83,8 @@ macro_rules! identifier {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!($prefix, "_{}"), self.0.simple())
+                f.write_str(concat!($prefix, "_"))?;
+                f.write_str(self.0.simple().encode_lower(&mut [0; 32]))
             }
         }
 
@@ -121,6 +129,10 @@ mod tests {
         let id = ServiceId::make(&IdMaker::new(), Timestamp::from_millis(1_763_900_000_123));
         let text = id.to_string();
 
+        let mut pushed = Vec::new();
+        id.push_to(&mut pushed);
+
+        assert_eq!(pushed, text.as_bytes());
         assert_eq!(ServiceId::parse(&text), Some(id));
         assert_eq!(ServiceId::parse(&text.to_uppercase()), None);
         assert_eq!(ServiceId::parse(&text[..text.len() - 1]), None);

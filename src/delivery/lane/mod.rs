@@ -293,11 +293,16 @@ impl Lane {
         }
     }
 
-    /// Whether its attempts must not take more than the share of slots that doubtful lanes have together: its last
-    /// attempt failed, or one is older than `patience`. A lane that has not tried yet has one slot: it may show itself.
+    /// Whether its last attempt failed. A lane that has not tried yet may show itself.
     #[must_use]
-    pub fn doubtful(&self, now: Moment, patience: Duration) -> bool {
-        self.last_failed || self.flights.values().any(|flight| now.since(flight.started) > patience)
+    pub fn last_failed(&self) -> bool {
+        self.last_failed
+    }
+
+    /// Whether one of its attempts is older than `patience`.
+    #[must_use]
+    pub fn hangs(&self, now: Moment, patience: Duration) -> bool {
+        self.flights.values().any(|flight| now.since(flight.started) > patience)
     }
 
     /// Whether something is finished or changed that no commit has recorded yet.
