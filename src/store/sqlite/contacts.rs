@@ -101,6 +101,11 @@ fn create(
         if wanted { None } else { change.services.free_extension(change.connection, service)? };
     let id = ContactId::make(change.ids, change.now);
     let contact = decide_create(wish, id, free, change.now).map_err(Error::Refused)?;
+    let email = (service, fold_email(contact.fields.text(Field::Email)));
+    if change.emails.find(change.connection, &email)?.is_some() {
+        let taken = FieldError::new("email", "is taken by another contact of this service");
+        return Err(Error::Conflict(taken).into());
+    }
     let inserted = change
         .connection
         .prepare_cached(
@@ -113,12 +118,13 @@ fn create(
             int(contact.version),
             contact.created_at.millis(),
             contact.updated_at.millis(),
-            fold_email(contact.fields.text(Field::Email)),
+            email.1,
             contact.fields.extension(),
             contact.full_name().to_lowercase(),
             fields_text(&contact)?,
         ]);
     refuse_taken(inserted, &contact)?;
+    change.emails.take(change.connection, email, id)?;
     change.services.use_extension(service, None, contact.fields.extension());
     change.services.count_contacts(service, 1);
     append(change, service, &contact, EventKind::Create)?;
@@ -169,10 +175,12 @@ fn delete(
     if_match: &IfMatch,
 ) -> Result<ContactAnswer, Stop> {
     let mut contact = get_for_change(change, service, id, if_match)?;
-    change
+    // As it was stored, should the way to fold it ever change.
+    let email: String = change
         .connection
-        .prepare_cached("DELETE FROM contacts WHERE service = ?1 AND contact = ?2")?
-        .execute(params![service.as_bytes(), id.as_bytes()])?;
+        .prepare_cached("DELETE FROM contacts WHERE service = ?1 AND contact = ?2 RETURNING email")?
+        .query_row(params![service.as_bytes(), id.as_bytes()], |row| row.get(0))?;
+    change.emails.free(change.connection, (service, email))?;
     change.services.use_extension(service, contact.fields.extension(), None);
     change.services.count_contacts(service, -1);
     contact.version += 1;
@@ -198,7 +206,7 @@ fn fields_text(contact: &StaffContact) -> Result<String, Stop> {
     serde_json::to_string(&contact.fields).map_err(|e| Error::Internal(e.to_string()).into())
 }
 
-/// Turns a violated unique index into a conflict on its field. SQLite undoes the one statement, not the group.
+/// Turns a violated index of extension numbers into a conflict on that field. SQLite undoes the one statement, not the group.
 fn refuse_taken(
     result: Result<usize, rusqlite::Error>,
     contact: &StaffContact,
@@ -211,18 +219,12 @@ fn refuse_taken(
         Err(rusqlite::Error::SqliteFailure(failure, Some(text)))
             if failure.code == ErrorCode::ConstraintViolation =>
         {
-            let conflict = if text.contains("email") {
-                FieldError::new("email", "is taken by another contact of this service")
-            } else if text.contains("extension") {
-                let number = contact.fields.extension().unwrap_or_default();
-                FieldError::new(
-                    "extensionNumber",
-                    format!("{number} is taken by another contact of this service"),
-                )
-            } else {
+            if !text.contains("extension") {
                 return Err(Error::Internal(text).into());
-            };
-            Err(Error::Conflict(conflict).into())
+            }
+            let number = contact.fields.extension().unwrap_or_default();
+            let taken = format!("{number} is taken by another contact of this service");
+            Err(Error::Conflict(FieldError::new("extensionNumber", taken)).into())
         }
         Err(error) => Err(error.into()),
     }

@@ -8,9 +8,10 @@ use rusqlite::Connection;
 use crate::store::Error;
 
 /// The scripts in order; script `n` brings the schema from version `n` to `n + 1`.
-const SCRIPTS: [&str; 2] = [
+const SCRIPTS: [&str; 3] = [
     include_str!("../../../migrations/sqlite/0001_roll.sql"),
     include_str!("../../../migrations/sqlite/0002_deliveries.sql"),
+    include_str!("../../../migrations/sqlite/0003_emails.sql"),
 ];
 
 /// Applies what is missing.

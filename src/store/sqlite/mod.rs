@@ -5,6 +5,7 @@
 
 mod contacts;
 mod deliveries;
+mod emails;
 mod events;
 mod migrate;
 mod pool;

@@ -11,7 +11,8 @@ use super::retention::Retention;
 use super::{DATABASE_FILE, Embedded, migrate, retention};
 use crate::domain::clock::{SystemClock, Timestamp};
 use crate::domain::contact::ContactPatch;
-use crate::store::command::ContactChange;
+use crate::domain::id::{ContactId, ServiceId};
+use crate::store::command::{ContactAnswer, ContactChange, IfMatch};
 use crate::store::{Error, conformance};
 
 /// A directory of its own, removed at the end.
@@ -73,6 +74,30 @@ async fn a_second_process_is_refused_and_what_was_written_is_there_again() {
     again.close();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_email_of_a_group_that_failed_is_free() {
+    let scratch = Scratch::new();
+    let embedded = scratch.open().unwrap();
+    let write = &embedded.store.write;
+    let service = write.create_service("Service".to_owned()).await.unwrap().id;
+    let create = async |email| write.change_contact(service, create_of(email), None).await;
+    create("ana@example.org").await.unwrap();
+    let file = Connection::open(scratch.0.join(DATABASE_FILE)).unwrap();
+    file.execute_batch(
+        "CREATE TRIGGER fails BEFORE INSERT ON events BEGIN SELECT RAISE(ABORT, 'for a test'); END",
+    )
+    .unwrap();
+    // The event comes last: the e-mail was taken before, in the table and in memory.
+    assert!(matches!(create("bo@example.org").await, Err(Error::Unavailable(_))));
+    file.execute_batch("DROP TRIGGER fails").unwrap();
+
+    create("bo@example.org").await.unwrap();
+
+    let taken = create("ana@example.org").await;
+    assert!(matches!(taken, Err(Error::Conflict(field)) if field.field == "email"));
+    embedded.close();
+}
+
 fn version(path: &Path) -> i64 {
     let connection = Connection::open(path).unwrap();
     connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap()
@@ -80,12 +105,28 @@ fn version(path: &Path) -> i64 {
 
 fn rows(path: &Path) -> i64 {
     let connection = Connection::open(path).unwrap();
-    let tables = ["services", "apps", "app_tokens", "app_secrets", "contacts", "events"];
+    let tables = [
+        "services",
+        "apps",
+        "app_tokens",
+        "app_secrets",
+        "contacts",
+        "events",
+        "emails",
+        "recent_emails_0",
+        "recent_emails_1",
+    ];
     let count = |table: &&str| -> i64 {
         let query = format!("SELECT count(*) FROM {table}");
         connection.query_row(&query, [], |row| row.get(0)).unwrap()
     };
     tables.iter().map(count).sum()
+}
+
+fn create_of(email: &str) -> ContactChange {
+    let body = serde_json::json!({"firstName": "Ana", "lastName": "Ng", "email": email});
+    let serde_json::Value::Object(object) = body else { unreachable!("it is an object") };
+    ContactChange::Create(ContactPatch::from_json(object).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,16 +135,10 @@ async fn a_hidden_service_is_removed_in_slices() {
     let embedded = scratch.open().unwrap();
     let write = &embedded.store.write;
     let service = write.create_service("Leaving".to_owned()).await.unwrap().id;
-    let changes = (0..1_200).map(|number| {
-        let body = serde_json::json!({
-            "firstName": "Ana", "lastName": "Ng", "email": format!("a{number}@example.org"),
-        });
-        let serde_json::Value::Object(object) = body else { unreachable!("it is an object") };
-        ContactChange::Create(ContactPatch::from_json(object).unwrap())
-    });
-    write.change_contacts(service, changes.collect()).await.unwrap();
+    let changes = || (0..1_200).map(|number| create_of(&format!("a{number}@example.org")));
+    write.change_contacts(service, changes().collect()).await.unwrap();
     let path = scratch.0.join(DATABASE_FILE);
-    assert_eq!(rows(&path), 1 + 1_200 + 1_200);
+    assert_eq!(rows(&path), 1 + 1_200 + 1_200 + 1_200);
 
     write.delete_service(service).await.unwrap();
 
@@ -112,7 +147,87 @@ async fn a_hidden_service_is_removed_in_slices() {
         assert!(Instant::now() < deadline, "{} rows are left", rows(&path));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    let again = write.create_service("Back".to_owned()).await.unwrap().id;
+    let answers = write.change_contacts(again, changes().collect()).await.unwrap();
+    assert!(answers.iter().all(Result::is_ok));
     embedded.close();
+}
+
+/// The schema as version 2 had it, with two contacts.
+fn file_of_version_2(scratch: &Scratch) {
+    std::fs::create_dir_all(&scratch.0).unwrap();
+    let connection = Connection::open(scratch.0.join(DATABASE_FILE)).unwrap();
+    connection
+        .execute_batch(concat!(
+            include_str!("../../../migrations/sqlite/0001_roll.sql"),
+            include_str!("../../../migrations/sqlite/0002_deliveries.sql"),
+            "PRAGMA user_version = 2;
+             INSERT INTO services (service, name, created_at, head, contacts)
+                 VALUES (x'01010101010101010101010101010101', 'two', 0, 2, 2);"
+        ))
+        .unwrap();
+    for (number, email) in [(1_u8, "Bo@Example.org"), (2, "ana@example.org")] {
+        let fields =
+            serde_json::json!({"firstName": "Ana", "lastName": "Ng", "email": email}).to_string();
+        connection
+            .execute(
+                "INSERT INTO contacts (service, contact, version, created_at, updated_at, email, search_name,
+                     fields) VALUES (x'01010101010101010101010101010101', ?1, 1, 0, 0, ?2, 'ana ng', ?3)",
+                rusqlite::params![[number; 16], email.to_lowercase(), fields],
+            )
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_version_2_keeps_its_contacts_and_their_emails() {
+    let scratch = Scratch::new();
+    file_of_version_2(&scratch);
+    let embedded = scratch.open().unwrap();
+    let service = ServiceId::from_bytes([1; 16]);
+    let write = &embedded.store.write;
+    let create = async |email| write.change_contact(service, create_of(email), None).await;
+
+    for email in ["bo@example.ORG", "ana@example.org"] {
+        let taken = create(email).await;
+        assert!(matches!(taken, Err(Error::Conflict(field)) if field.field == "email"));
+    }
+    let bo = ContactId::from_bytes([1; 16]);
+    assert!(embedded.store.read.find_contact(service, bo).await.unwrap().is_some());
+    let delete = ContactChange::Delete { id: bo, if_match: IfMatch::Any };
+    write.change_contact(service, delete, None).await.unwrap();
+    create("bo@example.org").await.unwrap();
+
+    assert!(create("bo@example.org").await.is_err());
+    embedded.close();
+}
+
+#[tokio::test]
+async fn an_email_is_taken_and_free_after_a_restart_as_before() {
+    let scratch = Scratch::new();
+    let first = scratch.open().unwrap();
+    let write = &first.store.write;
+    let service = write.create_service("Service".to_owned()).await.unwrap().id;
+    let mut ids = Vec::new();
+    for email in ["ana@example.org", "bo@example.org"] {
+        match write.change_contact(service, create_of(email), None).await.unwrap() {
+            ContactAnswer::Created(contact) => ids.push(contact.id),
+            other => panic!("{other:?}"),
+        }
+    }
+    let delete = ContactChange::Delete { id: ids[0], if_match: IfMatch::Any };
+    write.change_contact(service, delete, None).await.unwrap();
+    first.close();
+
+    let again = scratch.open().unwrap();
+    let write = &again.store.write;
+    let create = async |email| write.change_contact(service, create_of(email), None).await;
+
+    let taken = create("BO@example.org").await;
+    assert!(matches!(taken, Err(Error::Conflict(field)) if field.field == "email"));
+    create("ana@example.org").await.unwrap();
+    assert!(create("ana@example.org").await.is_err());
+    again.close();
 }
 
 #[test]
@@ -154,7 +269,7 @@ fn migrating_twice_changes_nothing() {
     migrate::migrate(&mut connection).unwrap();
 
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-    assert_eq!(version, 2);
+    assert_eq!(version, 3);
 }
 
 /// A service of ten events, of which an app that subscribed at the start has got some, and its file.

@@ -167,6 +167,7 @@ pub(super) fn delete_service(change: &mut Change<'_>, service: ServiceId) -> Res
         .prepare_cached("UPDATE services SET hidden = 1 WHERE service = ?1")?
         .execute([service.as_bytes()])?;
     change.services.hide(service);
+    change.emails.hide(service);
     change.commit.hidden.push(service);
     change.commit.tenancy = true;
     Ok(())

@@ -109,6 +109,10 @@ fn remove_hidden(connection: &Connection) -> Result<i64, rusqlite::Error> {
         ("exhausted", "service, app, sequence"),
         ("failed_attempts", "service, app, number"),
         ("idempotency_keys", "service, app, key"),
+        ("emails", "service, email"),
+        // Small, and without an index by service.
+        ("recent_emails_0", "number"),
+        ("recent_emails_1", "number"),
     ];
     let mut removed = connection
         .prepare_cached("DELETE FROM app_tokens WHERE service = ?1")?

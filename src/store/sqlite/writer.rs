@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
 
+use super::emails::Emails;
 use super::pool::Pool;
 use super::retention::Retention;
 use super::services::Services;
@@ -63,6 +64,7 @@ impl From<Error> for Stop {
 pub(super) struct Change<'a> {
     pub(super) connection: &'a Connection,
     pub(super) services: &'a mut Services,
+    pub(super) emails: &'a mut Emails,
     pub(super) ids: &'a IdMaker,
     pub(super) now: Timestamp,
     pub(super) commit: Commit,
@@ -172,6 +174,7 @@ pub(super) struct Writer {
     pool: Arc<Pool>,
     clock: Arc<dyn Clock>,
     services: Services,
+    emails: Emails,
     ids: IdMaker,
     checkpointed: bool,
     upkeep: Upkeep,
@@ -199,6 +202,7 @@ impl Writer {
             pool,
             clock,
             services: Services::default(),
+            emails: Emails::default(),
             ids: IdMaker::new(),
             checkpointed: true,
             upkeep: Upkeep::new(retention),
@@ -248,7 +252,8 @@ impl Writer {
         self.checkpointed = false;
         let mut answers = Answers::default();
         let now = self.clock.now();
-        match transact(connection, &mut self.services, &self.ids, now, group, &mut answers) {
+        let (services, emails) = (&mut self.services, &mut self.emails);
+        match transact(connection, services, emails, &self.ids, now, group, &mut answers) {
             Ok(commit) => {
                 self.recovered();
                 self.queue.tell(&commit);
@@ -273,6 +278,7 @@ impl Writer {
         let again = std::mem::replace(&mut self.failing, true);
         self.pool.set_broken(Some(failure.error.to_string()));
         self.services.forget();
+        self.emails.forget();
         let clean = self.connection.as_ref().is_some_and(|connection| {
             // SQLite may have rolled back under us; a ROLLBACK then would itself be an error.
             connection.is_autocommit() || connection.execute_batch("ROLLBACK").is_ok()
@@ -405,6 +411,7 @@ struct Failure {
 fn transact(
     connection: &mut Connection,
     services: &mut Services,
+    emails: &mut Emails,
     ids: &IdMaker,
     now: Timestamp,
     group: Group,
@@ -414,7 +421,7 @@ fn transact(
         .execute_batch("BEGIN IMMEDIATE")
         .err()
         .map(|error| Failure { error, during: "begin" });
-    let mut change = Change { connection, services, ids, now, commit: Commit::default() };
+    let mut change = Change { connection, services, emails, ids, now, commit: Commit::default() };
     for waiting in group.records {
         let mut result = Ok(());
         if failure.is_none() {
@@ -439,6 +446,7 @@ fn transact(
         return Err(failure);
     }
     let commit = change.commit;
+    emails.merge(connection).map_err(|error| Failure { error, during: "e-mails" })?;
     services.write(connection).map_err(|error| Failure { error, during: "heads" })?;
     connection.execute_batch("COMMIT").map_err(|error| Failure { error, during: "commit" })?;
     Ok(commit)

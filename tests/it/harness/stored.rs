@@ -10,6 +10,18 @@ use super::writers::{Acknowledged, Told};
 /// The kind of an event that ends a contact, as the store has it.
 const DELETE: i64 = 3;
 
+/// E-mails that are taken and that no contact has, or that a contact has and that are not taken. The tables of recent
+/// changes go before the sorted one, and in them the highest number.
+const EMAILS_AT_ODDS: &str = "\
+    WITH recent AS (SELECT * FROM recent_emails_0 UNION ALL SELECT * FROM recent_emails_1), \
+    newest AS (SELECT service, email, contact, max(number) FROM recent GROUP BY service, email), \
+    taken AS (SELECT service, email, contact FROM newest WHERE contact IS NOT NULL UNION ALL \
+        SELECT service, email, contact FROM emails \
+        WHERE (service, email) NOT IN (SELECT service, email FROM newest)), \
+    had AS (SELECT service, email, contact FROM contacts) \
+    SELECT (SELECT count(*) FROM (SELECT * FROM taken EXCEPT SELECT * FROM had)) \
+        + (SELECT count(*) FROM (SELECT * FROM had EXCEPT SELECT * FROM taken))";
+
 /// Changes that were acknowledged.
 #[derive(Clone, Default)]
 pub(crate) struct Stored {
@@ -116,6 +128,9 @@ fn read(
     }
     if count("SELECT count(*) FROM progress WHERE cursor > (SELECT head FROM services)")? > 0 {
         faults.broken.push("a cursor is beyond the head".to_owned());
+    }
+    if count(EMAILS_AT_ODDS)? > 0 {
+        faults.broken.push("what is taken is not what contacts have as e-mail".to_owned());
     }
     let chains = read_chains(&connection, head, faults)?;
     compare_contacts(&contacts, &chains, faults);
