@@ -97,8 +97,7 @@ fn push_name(out: &mut String, field: Field) {
 }
 
 fn push_shown(out: &mut String, value: impl std::fmt::Display) {
-    // Writing to a text cannot fail.
-    drop(write!(out, "{value}"));
+    write!(out, "{value}").expect("a text takes everything that is written to it");
 }
 
 /// A text with its quotes. Few hold a character that must be escaped, and those are left to `serde_json`.
