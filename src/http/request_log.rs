@@ -203,7 +203,18 @@ pub fn raw_error(error: &ApiError) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::request_id;
+    use super::{Answered, request_id, without_panic};
+
+    #[tokio::test]
+    async fn handler_that_panics_is_a_fault_of_ours() {
+        let answered = without_panic(async {
+            tokio::task::yield_now().await;
+            assert!(std::hint::black_box(false), "a handler that panics");
+            Answered { answer: Ok(super::Response::default()), caller: None }
+        });
+
+        assert_eq!(answered.await.answer.unwrap_err().status.as_u16(), 500);
+    }
 
     #[test]
     fn number_of_a_request_has_at_least_eight_digits() {
