@@ -41,7 +41,7 @@ const IMPORTS: [(&str, &[&str]); 13] = [
 ];
 
 /// Where an external crate may be used: path prefixes below `src`.
-const PLACES: [(&str, &[&str]); 14] = [
+const PLACES: [(&str, &[&str]); 16] = [
     ("rusqlite", &["store/sqlite/"]),
     ("hickory_resolver", &["delivery/resolver.rs"]),
     // Outbound: the sender and its private parts, and the command line's client. Inbound: the listener of the
@@ -93,9 +93,11 @@ const PLACES: [(&str, &[&str]); 14] = [
     ),
     ("rustls_platform_verifier", &["delivery/connector.rs", "cli/client.rs"]),
     ("axum", &["http/", "api/", "app.rs"]),
-    // The outbound client takes its connector as a service.
-    ("tower", &["http/", "app.rs", "delivery/client.rs"]),
+    ("matchit", &["api/router.rs"]),
+    // The listener takes the API as a service, the outbound client its connector.
+    ("tower", &["http/", "api/router.rs", "app.rs", "delivery/client.rs"]),
     ("governor", &["http/limits.rs"]),
+    ("memchr", &["http/head_scan.rs"]),
     ("clap", &["cli/"]),
     ("toml", &["config/"]),
     // `config` checks that a filter can be read before the log is installed.

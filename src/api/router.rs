@@ -1,34 +1,39 @@
-//! The whole route table, and what is judged before a handler runs.
+//! The whole route table, how a request finds its row, and what is judged before a handler runs.
 //!
 //! Each row names who may call it, so that no handler can forget to ask. The order of judgement is that of the
 //! contract: limits of HTTP, path, method, token, appID, rate, scope; then the handler judges body and existence.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use ::http::Method;
 use ::http::request::Parts;
+use ::http::{Method, Request};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State as Extract};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytes::Bytes;
+use tower::Service;
 
 use crate::domain::id::ContactId;
 use crate::domain::tenancy::Scope;
 use crate::http::caller::Caller;
 use crate::http::envelope::ApiError;
 use crate::http::limits::{BATCH_BODY_BYTES_MAX, BODY_BYTES_MAX, read_body};
-use crate::http::request_log;
+use crate::http::request_log::{self, Answered};
 
 use super::{State, admin, contact_batch, contacts, deliveries, feed, health, subscription};
 
 /// What a handler gives.
 pub(super) type Answer = Result<Response, ApiError>;
 
-type Judged = Pin<Box<dyn Future<Output = Response> + Send>>;
-type Endpoint = Arc<dyn Fn(Arc<State>, Request) -> Judged + Send + Sync>;
+type Judged = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+type Endpoint = Box<dyn Fn(Arc<State>, Request<Body>) -> Judged + Send + Sync>;
+
+/// How the log names a path that is not in the table.
+const NO_PATH: &str = "none";
 
 /// Place of `{appID}` among the parts of an app's path; the part before the first slash is empty.
 const APP_ID_PART: usize = 4;
@@ -75,46 +80,93 @@ impl Call {
 }
 
 fn part(head: &Parts, place: usize) -> &str {
-    head.uri.path().split('/').nth(place).unwrap_or_default()
+    let path = head.uri.path();
+    let mut slashes = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/').map(|(at, _)| at);
+    let start = match place {
+        0 => Some(0),
+        _ => slashes.nth(place - 1).map(|at| at + 1),
+    };
+    let end = slashes.next().unwrap_or(path.len());
+    start.and_then(|start| path.get(start..end)).unwrap_or_default()
 }
 
-/// The router of the JSON API, with everything that stands around each request.
-pub fn router(state: Arc<State>) -> Router {
-    let http = Arc::clone(&state.http);
-    let mut paths: Vec<(&'static str, Vec<Route>)> = Vec::new();
-    for route in routes() {
-        match paths.iter_mut().find(|(path, _)| *path == route.path) {
-            Some((_, of_path)) => of_path.push(route),
-            None => paths.push((route.path, vec![route])),
+/// The JSON API with everything that stands around each request: one look-up and one boxed future.
+#[derive(Clone)]
+struct Api {
+    state: Arc<State>,
+    table: Arc<matchit::Router<OfPath>>,
+}
+
+/// The rows of one path.
+struct OfPath {
+    path: &'static str,
+    rows: Vec<Route>,
+}
+
+impl Api {
+    fn new(state: Arc<State>) -> Self {
+        let mut paths: Vec<OfPath> = Vec::new();
+        for route in routes() {
+            match paths.iter_mut().find(|of_path| of_path.path == route.path) {
+                Some(of_path) => of_path.rows.push(route),
+                None => paths.push(OfPath { path: route.path, rows: vec![route] }),
+            }
+        }
+        let mut table = matchit::Router::new();
+        for of_path in paths {
+            table.insert(of_path.path, of_path).expect("no two paths of the table match the same");
+        }
+        Self { state, table: Arc::new(table) }
+    }
+}
+
+impl Service<Request<Body>> for Api {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Judged;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Judged {
+        let state = Arc::clone(&self.state);
+        let Ok(found) = self.table.at(request.uri().path()) else {
+            return refuse(state, NO_PATH, request, None);
+        };
+        let OfPath { path, rows } = found.value;
+        // `HEAD` is answered as `GET`, without its body.
+        let wanted = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+        match rows.iter().find(|route| route.method == *wanted) {
+            Some(route) => (route.endpoint)(state, request),
+            None => refuse(state, path, request, Some(allow(rows))),
         }
     }
-    let mut router = Router::new();
-    for (path, of_path) in paths {
-        let of_path: Arc<[Route]> = of_path.into();
-        let dispatch = move |Extract(state): Extract<Arc<State>>, request: Request| {
-            dispatch(&of_path, state, request)
+}
+
+/// The router of the JSON API. It matches nothing itself: its fallback is the whole table.
+pub fn router(state: Arc<State>) -> Router {
+    Router::new().fallback_service(Api::new(state))
+}
+
+/// Answers a request without a row: 405 with the methods that the path has, or 404.
+fn refuse(
+    state: Arc<State>,
+    path: &'static str,
+    request: Request<Body>,
+    allow: Option<String>,
+) -> Judged {
+    Box::pin(async move {
+        let judge = |head: Parts, _| {
+            let (method, target) = (head.method.as_str(), head.uri.path());
+            let error = match allow {
+                Some(allow) => ApiError::unknown_method(method, target, allow),
+                None => ApiError::unknown_path(method, target),
+            };
+            std::future::ready(Answered::from(Err(error)))
         };
-        router = router.route(path, axum::routing::any(dispatch));
-    }
-    router
-        .fallback(unknown_path)
-        .layer(axum::middleware::from_fn_with_state(http, request_log::around))
-        .with_state(state)
-}
-
-async fn unknown_path(request: Request) -> Response {
-    ApiError::unknown_path(request.method().as_str(), request.uri().path()).into_response()
-}
-
-/// Finds the row of the method; `HEAD` is answered as `GET`, whose body the listener leaves out.
-fn dispatch(of_path: &[Route], state: Arc<State>, request: Request) -> Judged {
-    let wanted = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-    if let Some(route) = of_path.iter().find(|route| route.method == *wanted) {
-        return (route.endpoint)(state, request);
-    }
-    let error =
-        ApiError::unknown_method(request.method().as_str(), request.uri().path(), allow(of_path));
-    Box::pin(std::future::ready(error.into_response()))
+        Ok(request_log::around(&state.http, path, request, judge).await)
+    })
 }
 
 fn allow(of_path: &[Route]) -> String {
@@ -134,25 +186,16 @@ where
     F: Fn(Arc<State>, Caller, Call) -> A + Copy + Send + Sync + 'static,
     A: Future<Output = Answer> + Send + 'static,
 {
-    let endpoint: Endpoint = Arc::new(move |state, request| {
-        Box::pin(async move {
-            let (head, body) = request.into_parts();
-            let entered = state.http.enter(&head, part(&head, APP_ID_PART), scope).await;
-            let (caller, answer) = match entered {
-                Ok(caller) => {
-                    let call = Call { head, body };
-                    (Some(caller.clone()), handler(state, caller, call).await)
-                }
-                Err((caller, error)) => (caller, Err(error)),
-            };
-            let mut response = answer.into_response();
-            if let Some(caller) = caller {
-                response.extensions_mut().insert(caller);
+    let judge = move |state: Arc<State>, head: Parts, body: Body| async move {
+        match state.http.enter(&head, part(&head, APP_ID_PART), scope).await {
+            Ok(caller) => {
+                let answer = handler(state, caller.clone(), Call { head, body }).await;
+                Answered { answer, caller: Some(caller) }
             }
-            response
-        })
-    });
-    Route { method, path, endpoint }
+            Err((caller, error)) => Answered { answer: Err(error), caller },
+        }
+    };
+    row(method, path, judge)
 }
 
 /// A row for the administrator.
@@ -161,16 +204,13 @@ where
     F: Fn(Arc<State>, Call) -> A + Copy + Send + Sync + 'static,
     A: Future<Output = Answer> + Send + 'static,
 {
-    let endpoint: Endpoint = Arc::new(move |state, request| {
-        Box::pin(async move {
-            let (head, body) = request.into_parts();
-            match state.http.enter_admin(&head).await {
-                Ok(()) => handler(state, Call { head, body }).await.into_response(),
-                Err(error) => error.into_response(),
-            }
+    let judge = move |state: Arc<State>, head: Parts, body: Body| async move {
+        Answered::from(match state.http.enter_admin(&head).await {
+            Ok(()) => handler(state, Call { head, body }).await,
+            Err(error) => Err(error),
         })
-    });
-    Route { method, path, endpoint }
+    };
+    row(method, path, judge)
 }
 
 /// A row for everyone.
@@ -179,8 +219,22 @@ where
     F: Fn(Arc<State>) -> A + Copy + Send + Sync + 'static,
     A: Future<Output = Answer> + Send + 'static,
 {
-    let endpoint: Endpoint =
-        Arc::new(move |state, _| Box::pin(async move { handler(state).await.into_response() }));
+    row(method, path, move |state, _, _| async move { Answered::from(handler(state).await) })
+}
+
+/// A row with what stands around each request, in one future.
+fn row<J, A>(method: Method, path: &'static str, judge: J) -> Route
+where
+    J: Fn(Arc<State>, Parts, Body) -> A + Copy + Send + Sync + 'static,
+    A: Future<Output = Answered> + Send + 'static,
+{
+    let endpoint: Endpoint = Box::new(move |state, request| {
+        Box::pin(async move {
+            let http = Arc::clone(&state.http);
+            let next = move |head, body| judge(state, head, body);
+            Ok(request_log::around(&http, path, request, next).await)
+        })
+    });
     Route { method, path, endpoint }
 }
 

@@ -148,6 +148,11 @@ impl ContactFields {
         }
     }
 
+    /// The set fields with their values, in listing order.
+    pub fn iter(&self) -> impl Iterator<Item = (Field, &FieldValue)> {
+        self.0.iter().map(|(field, value)| (*field, value))
+    }
+
     /// Sets a field, or removes it.
     pub fn set(&mut self, field: Field, value: Option<FieldValue>) {
         let place = self.0.binary_search_by_key(&field, |(set, _)| *set);
@@ -277,29 +282,6 @@ impl StaffContact {
     #[must_use]
     pub fn full_name(&self) -> String {
         format!("{} {}", self.fields.text(Field::FirstName), self.fields.text(Field::LastName))
-    }
-
-    /// The whole contact as the API answers it.
-    #[must_use]
-    pub fn to_json(&self) -> String {
-        let mut shown = None;
-        if self.fields.get(Field::DataScope).is_none()
-            && let Some(scope) = contact_rules::data_scope_of(self.fields.text(Field::Role))
-        {
-            let fields = shown.insert(self.fields.clone());
-            fields.set(Field::DataScope, Some(FieldValue::Text(scope.to_owned())));
-        }
-        // A map of texts, numbers and flags is always valid JSON.
-        let fields =
-            serde_json::to_string(shown.as_ref().unwrap_or(&self.fields)).unwrap_or_default();
-        format!(
-            r#"{{"id":"{}",{},"version":{},"createdAt":"{}","updatedAt":"{}"}}"#,
-            self.id,
-            fields.trim_start_matches('{').strip_suffix('}').unwrap_or_default(),
-            self.version,
-            self.created_at,
-            self.updated_at
-        )
     }
 }
 

@@ -73,7 +73,10 @@ pub(super) fn parse_value(field: Field, value: Value) -> Result<Option<FieldValu
 }
 
 fn check_text(field: Field, text: &str) -> Result<(), String> {
-    if let Some(bad) = text.chars().find(|c| is_refused_char(*c)) {
+    // Most texts are short and plain: they are judged by their bytes, without taking characters apart.
+    let plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    let count_chars = || if plain { text.len() } else { text.chars().count() };
+    if !plain && let Some(bad) = text.chars().find(|c| is_refused_char(*c)) {
         return Err(format!(
             "must not contain control characters, line separators or bidirectional controls (found U+{:04X})",
             u32::from(bad)
@@ -81,7 +84,7 @@ fn check_text(field: Field, text: &str) -> Result<(), String> {
     }
     match field {
         Field::FirstName | Field::LastName => {
-            let chars = text.chars().count();
+            let chars = count_chars();
             if chars == 0 || chars > NAME_CHARS_MAX {
                 return Err(format!("must have 1 to {NAME_CHARS_MAX} characters, has {chars}"));
             }
@@ -98,7 +101,7 @@ fn check_text(field: Field, text: &str) -> Result<(), String> {
             Err("must be an IANA time zone name such as Europe/Berlin".to_owned())
         }
         _ => {
-            let chars = text.chars().count();
+            let chars = count_chars();
             if chars > TEXT_CHARS_MAX {
                 return Err(format!("must have at most {TEXT_CHARS_MAX} characters, has {chars}"));
             }

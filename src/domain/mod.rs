@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod contact;
+pub mod contact_json;
 pub mod contact_rules;
 pub mod event;
 pub mod id;

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
 use serde_json::{Map, Value};
 
 /// Longest part of a caller's own name that an error shows, in Unicode scalar values.
@@ -90,11 +91,15 @@ impl<'de> Visitor<'de> for Strict {
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(name) = fields.next_key::<String>()? {
-            if object.contains_key(&name) {
-                return Err(A::Error::custom(format_args!("duplicate field {}", shown(&name))));
+            match object.entry(name) {
+                Entry::Vacant(place) => {
+                    place.insert(fields.next_value_seed(Strict)?);
+                }
+                Entry::Occupied(place) => {
+                    let name = shown(place.key());
+                    return Err(A::Error::custom(format_args!("duplicate field {name}")));
+                }
             }
-            let value = fields.next_value_seed(Strict)?;
-            object.insert(name, value);
         }
         Ok(Value::Object(object))
     }

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,8 +72,6 @@ struct Waits {
 /// What the end of a wait means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WaitEnd {
-    /// Nothing: the request at hand has limits of its own.
-    None,
     /// The connection is closed.
     Idle,
     /// The caller is told, and the connection is closed.
@@ -129,9 +128,11 @@ impl ConnectionProgress {
 impl Progress {
     fn note_read(&mut self, bytes: &[u8]) {
         self.scan.feed(bytes);
+        if self.phase == Phase::Busy || self.head_since.is_some() {
+            return;
+        }
         // Some clients end a body with a stray line break: that is not yet a request.
-        let begun = bytes.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
-        if begun && self.phase != Phase::Busy && self.head_since.is_none() {
+        if bytes.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
             self.head_since = Some(Instant::now());
         }
     }
@@ -145,13 +146,15 @@ impl Progress {
         }
     }
 
-    /// When the wait for bytes must be looked at again, and how it ends if nothing has changed by then.
-    fn deadline(&self, now: Instant) -> (Instant, WaitEnd) {
+    /// When the wait for bytes ends if nothing comes, and what that means; `None` while a request is worked on, which
+    /// has limits of its own.
+    fn wait_end(&self) -> Option<(Instant, WaitEnd)> {
         match (self.phase, self.head_since) {
-            // The request may end without another read, so the timer of the wait behind it must run already.
-            (Phase::Busy, _) => (now + self.waits.idle, WaitEnd::None),
-            (Phase::Waiting(_), Some(since)) => (since + self.waits.head, WaitEnd::HeadTooSlow),
-            (Phase::Waiting(since), None) => (since + self.waits.idle, WaitEnd::Idle),
+            (Phase::Busy, _) => None,
+            (Phase::Waiting(_), Some(since)) => {
+                Some((since + self.waits.head, WaitEnd::HeadTooSlow))
+            }
+            (Phase::Waiting(since), None) => Some((since + self.waits.idle, WaitEnd::Idle)),
         }
     }
 
@@ -224,16 +227,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// told so.
     fn poll_deadline(&mut self, context: &mut Context<'_>) -> Poll<WaitEnd> {
         loop {
-            let now = Instant::now();
-            let (deadline, end) = self.progress.lock().deadline(now);
-            if deadline < self.wait.deadline() {
+            let (end, idle) = {
+                let progress = self.progress.lock();
+                (progress.wait_end(), progress.waits.idle)
+            };
+            if let Some((deadline, _)) = end
+                && deadline < self.wait.deadline()
+            {
                 self.wait.as_mut().reset(deadline);
             }
+            // The clock is read only behind the timer, which hardly ever ends: each request comes here several times.
             ready!(self.wait.as_mut().poll(context));
-            if now < deadline {
-                self.wait.as_mut().reset(deadline);
-                continue;
-            }
+            let now = Instant::now();
+            let end = match end {
+                // The request may end without another read, so the timer of the wait behind it must run already.
+                None => {
+                    self.wait.as_mut().reset(now + idle);
+                    continue;
+                }
+                Some((deadline, _)) if now < deadline => {
+                    self.wait.as_mut().reset(deadline);
+                    continue;
+                }
+                Some((_, end)) => end,
+            };
             self.ended = end == WaitEnd::Idle;
             if end == WaitEnd::HeadTooSlow {
                 // Nothing is on its way out, so the socket takes these few bytes at once; if not, nobody is there.
@@ -261,9 +278,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if linger.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
-        let mut space = [0; LINGER_BUFFER_BYTES];
+        let mut space = [MaybeUninit::uninit(); LINGER_BUFFER_BYTES];
         loop {
-            let mut buffer = ReadBuf::new(&mut space);
+            let mut buffer = ReadBuf::uninit(&mut space);
             match ready!(Pin::new(&mut self.socket).poll_read(context, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() => {}
                 Ok(()) | Err(_) => return Poll::Ready(()),
@@ -279,10 +296,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Read for Connection<S> {
         mut cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        // The crate forbids unsafe code, so the bytes go through a buffer of our own.
-        let mut space = [0; READ_BYTES];
+        // The crate forbids unsafe code, so the bytes go through a buffer of our own. It is not filled with zeros first:
+        // most reads find nothing, and that would be the dearest part of them.
+        let mut space = [MaybeUninit::uninit(); READ_BYTES];
         let room = cursor.remaining().min(READ_BYTES);
-        let mut buffer = ReadBuf::new(&mut space[..room]);
+        let mut buffer = ReadBuf::uninit(&mut space[..room]);
         match Pin::new(&mut this.socket).poll_read(context, &mut buffer) {
             Poll::Ready(Ok(())) => {
                 let bytes = buffer.filled();
@@ -301,7 +319,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Read for Connection<S> {
             Poll::Pending => match ready!(this.poll_deadline(context)) {
                 WaitEnd::HeadTooSlow => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
                 // To hyper an idle connection that ends looks as if the caller had closed it.
-                WaitEnd::Idle | WaitEnd::None => Poll::Ready(Ok(())),
+                WaitEnd::Idle => Poll::Ready(Ok(())),
             },
         }
     }

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use ::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use ::http::{HeaderValue, StatusCode};
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
 use crate::domain::contact::FieldError;
 use crate::store;
@@ -186,16 +186,6 @@ impl From<store::Error> for ApiError {
             store::Error::Unavailable(cause) => Self::unavailable(cause),
             store::Error::Internal(cause) => Self::internal(cause),
         }
-    }
-}
-
-impl IntoResponse for ApiError {
-    /// Carries the error to [`render`], which knows the request id.
-    fn into_response(self) -> Response {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = self.status;
-        response.extensions_mut().insert(self);
-        response
     }
 }
 

@@ -4,12 +4,19 @@
 //! an attempt at request smuggling, so it must be seen. The scan is sure only while it knows where a head begins;
 //! where it is not, the caller ends the connection after a chunked request instead. It also tells whether a head has
 //! begun behind the requests that were given out, because the time for that head runs.
+//!
+//! Every byte of every connection passes here, so the scan goes by lines and skips what it need not look at. What it
+//! says must be what a scan of each byte would say: `head_scan_bytewise.rs` is that one, and a test compares them.
 
 use std::collections::VecDeque;
+
+use memchr::memchr;
 
 /// Most heads that are read ahead of the parser. The parser reads on only when it needs bytes, so these fit into one
 /// read of 4 KiB, and the shortest head has 16 bytes. With fewer the scan gets lost sooner, more is never needed.
 const HEADS_AHEAD_MAX: usize = 256;
+/// Shortest header name that matters: `content-length`.
+const NAME_BYTES_MIN: usize = 14;
 /// Longest header name that matters: `transfer-encoding`.
 const NAME_BYTES_MAX: usize = 17;
 
@@ -39,6 +46,8 @@ enum Place {
 pub struct HeadScan {
     place: Place,
     line: usize,
+    /// Bytes of the line so far, without carriage returns. Exact in the open request line and in a name; of anything
+    /// else it only tells whether there was any.
     line_bytes: usize,
     name: [u8; NAME_BYTES_MAX],
     in_value: bool,
@@ -72,23 +81,24 @@ impl Default for HeadScan {
 impl HeadScan {
     /// Bytes that were read from the connection.
     pub fn feed(&mut self, bytes: &[u8]) {
-        for (at, byte) in bytes.iter().enumerate() {
-            match self.place {
-                Place::Head => self.feed_head(*byte),
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let seen = match self.place {
+                Place::Head => self.feed_head(rest),
                 Place::Body(Some(0)) => {
                     self.restart();
-                    self.feed_head(*byte);
+                    self.feed_head(rest)
                 }
+                Place::Body(Some(left)) => {
+                    let seen =
+                        usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
+                    self.place = Place::Body(Some(left - seen as u64));
+                    seen
+                }
+                Place::Body(None) => return self.feed_tail(rest),
                 Place::Lost => return,
-                Place::Body(Some(left)) => self.place = Place::Body(Some(left - 1)),
-                Place::Body(None) => {
-                    for byte in &bytes[at..] {
-                        self.tail.rotate_left(1);
-                        self.tail[4] = *byte;
-                    }
-                    return;
-                }
-            }
+            };
+            rest = &rest[seen..];
         }
     }
 
@@ -134,20 +144,65 @@ impl HeadScan {
         *self = Self { verdicts: std::mem::take(&mut self.verdicts), ..Self::default() };
     }
 
-    fn feed_head(&mut self, byte: u8) {
-        match byte {
-            b'\n' => self.end_line(),
-            b'\r' => {}
-            _ if self.line == 0 => self.line_bytes += 1,
-            b':' if !self.in_value => self.end_name(),
-            _ => {
-                if self.in_value {
-                    self.feed_value(byte);
-                } else if let Some(place) = self.name.get_mut(self.line_bytes) {
-                    *place = byte.to_ascii_lowercase();
-                }
-                self.line_bytes += 1;
+    /// Keeps the last bytes of a body of unknown length.
+    fn feed_tail(&mut self, bytes: &[u8]) {
+        let kept = &bytes[bytes.len().saturating_sub(self.tail.len())..];
+        self.tail.rotate_left(kept.len());
+        let place = self.tail.len() - kept.len();
+        self.tail[place..].copy_from_slice(kept);
+    }
+
+    /// Reads one line, or what has come of it, and tells how many bytes those were.
+    fn feed_head(&mut self, bytes: &[u8]) -> usize {
+        match memchr(b'\n', bytes) {
+            Some(end) => {
+                self.feed_line(&bytes[..end], true);
+                self.end_line();
+                end + 1
             }
+            None => {
+                self.feed_line(bytes, false);
+                bytes.len()
+            }
+        }
+    }
+
+    /// A part of a line. Carriage returns are passed over wherever they stand.
+    fn feed_line(&mut self, part: &[u8], ends: bool) {
+        if self.line == 0 {
+            // How long it is matters only while it is open.
+            self.line_bytes += if ends { usize::from(holds_any(part)) } else { count(part) };
+            return;
+        }
+        let mut value = part;
+        if !self.in_value {
+            let colon = memchr(b':', part);
+            let name = colon.map_or(part, |at| &part[..at]);
+            if self.line_bytes == 0 && colon.is_some() && name.len() < NAME_BYTES_MIN {
+                // A whole name that is none of the two, which holds for most.
+                self.line_bytes = usize::from(holds_any(name));
+                self.in_value = true;
+            } else {
+                self.feed_name(name);
+                if colon.is_some() {
+                    self.end_name();
+                }
+            }
+            value = colon.map_or_else(Default::default, |at| &part[at + 1..]);
+        }
+        // Of a value only the digits of a length matter, and whether there is one at all.
+        self.line_bytes += usize::from(holds_any(value));
+        if self.is_length {
+            self.feed_length(value);
+        }
+    }
+
+    fn feed_name(&mut self, part: &[u8]) {
+        for byte in part.iter().filter(|byte| **byte != b'\r') {
+            if let Some(place) = self.name.get_mut(self.line_bytes) {
+                *place = byte.to_ascii_lowercase();
+            }
+            self.line_bytes += 1;
         }
     }
 
@@ -162,8 +217,8 @@ impl HeadScan {
         }
     }
 
-    fn feed_value(&mut self, byte: u8) {
-        if self.is_length && byte.is_ascii_digit() {
+    fn feed_length(&mut self, value: &[u8]) {
+        for byte in value.iter().filter(|byte| byte.is_ascii_digit()) {
             let digit = u64::from(byte - b'0');
             self.length = self.length.and_then(|length| length.checked_mul(10)?.checked_add(digit));
         }
@@ -197,122 +252,16 @@ impl HeadScan {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::{HEADS_AHEAD_MAX, HeadScan, Verdict};
-
-    fn check(reads: &[&str], verdict: Verdict) {
-        let mut scan = HeadScan::default();
-        for read in reads {
-            scan.feed(read.as_bytes());
-        }
-
-        assert_eq!(scan.take(), verdict, "{reads:?}");
-    }
-
-    #[test]
-    fn both_headers_are_seen_in_any_order_case_and_cut() {
-        check(&["GET / HTTP/1.1\r\nHost: a\r\n\r\n"], Verdict::Clear);
-        check(&["POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"], Verdict::Clear);
-        check(&["POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"], Verdict::Clear);
-        check(
-            &["POST / HTTP/1.1\r\ncontent-LENGTH: 2\r\nTransfer-enc", "oding: chunked\r\n\r\n"],
-            Verdict::TwoLengths,
-        );
-        check(
-            &["POST / HTTP/1.1\nTransfer-Encoding: chunked\nContent-Length: 2\n\n"],
-            Verdict::TwoLengths,
-        );
-        check(
-            &[
-                "POST /content-length: HTTP/1.1\r\nX: content-length: 1\r\ntransfer-encoding: x\r\n\r\n",
-            ],
-            Verdict::Clear,
-        );
-        check(&["POST / HTTP/1.1\r\nContent-Length: 2\r\n"], Verdict::Unsure);
-    }
-
-    #[test]
-    fn the_next_head_is_found_behind_a_body() {
-        let mut scan = HeadScan::default();
-        scan.feed(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{");
-        assert_eq!(scan.take(), Verdict::Clear);
-        scan.feed(b"}");
-        scan.answered();
-        scan.feed(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r");
-        assert_eq!(scan.take(), Verdict::Clear);
-        scan.feed(b"\n\r\n");
-        scan.answered();
-
-        scan.feed(b"POST / HTTP/1.1\r\nTransfer-Encoding: x\r\nContent-Length: 1\r\n\r\n");
-
-        assert_eq!(scan.take(), Verdict::TwoLengths);
-    }
-
-    #[test]
-    fn heads_that_came_early_are_judged_one_by_one() {
-        let mut scan = HeadScan::default();
-        scan.feed(b"GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}POST / HTTP/1.1\r\n");
-        assert_eq!(scan.take(), Verdict::Clear);
-        scan.answered();
-        assert_eq!(scan.take(), Verdict::Clear);
-        scan.answered();
-
-        scan.feed(b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n");
-
-        assert_eq!(scan.take(), Verdict::TwoLengths);
-    }
-
-    #[test]
-    fn a_head_behind_a_chunked_body_that_came_early_is_not_judged() {
-        let mut scan = HeadScan::default();
-        scan.feed(
-            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nPOST / HTTP/1.1\r\n",
-        );
-        assert_eq!(scan.take(), Verdict::Clear);
-        scan.answered();
-        assert!(scan.in_open_head());
-
-        scan.feed(b"Content-Length: 2\r\n\r\n");
-
-        assert_eq!(scan.take(), Verdict::Unsure);
-    }
-
-    #[test]
-    fn heads_read_ahead_are_limited() {
-        let mut scan = HeadScan::default();
-        scan.feed("GET / HTTP/1.1\n\n".repeat(HEADS_AHEAD_MAX + 1).as_bytes());
-
-        assert!((0..HEADS_AHEAD_MAX).all(|_| scan.take() == Verdict::Clear));
-        assert_eq!(scan.take(), Verdict::Unsure);
-    }
-
-    #[test]
-    fn a_head_is_open_from_its_first_byte_to_its_end() {
-        let open_after = |text: &str| {
-            let mut scan = HeadScan::default();
-            scan.feed(text.as_bytes());
-            scan.in_open_head()
-        };
-        let get = "GET / HTTP/1.1\r\n\r\n";
-        let post = "POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n";
-
-        for open in ["G", "GET / HTTP/1.1\r\n", &format!("{get}G"), &format!("{get}{post}{{}}G")] {
-            assert!(open_after(open), "{open}");
-        }
-        for shut in ["", "\r\n", get, &format!("{get}\r\n"), post, &format!("{get}{post}{{}}")] {
-            assert!(!open_after(shut), "{shut}");
-        }
-    }
-
-    #[test]
-    fn the_open_request_line_is_measured() {
-        let mut scan = HeadScan::default();
-        scan.feed(b"\r\nGET /abc");
-        assert_eq!(scan.open_request_line(), Some(8));
-
-        scan.feed(b" HTTP/1.1\r\n");
-
-        assert_eq!(scan.open_request_line(), None);
-    }
+/// Whether there is more in it than carriage returns.
+fn holds_any(part: &[u8]) -> bool {
+    part.iter().any(|byte| *byte != b'\r')
 }
+
+/// How many bytes it has besides them.
+fn count(part: &[u8]) -> usize {
+    part.iter().filter(|byte| **byte != b'\r').count()
+}
+
+#[cfg(test)]
+#[path = "head_scan_tests.rs"]
+mod tests;

@@ -1,4 +1,4 @@
-//! The accept loop: connections in, requests to the router, and an orderly end.
+//! The accept loop: connections in, requests to the surface, and an orderly end.
 //!
 //! `app.rs` binds the socket and hands it in. The number of connections is limited; at the limit the loop waits, and
 //! the system's own queue of connections fills. A TLS handshake belongs to its connection and never holds up the loop.
@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use ::http::Request;
 use ::http::header::TRANSFER_ENCODING;
-use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
 use hyper::body::Incoming;
@@ -37,13 +36,30 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// Bytes hyper may hold of what it has not parsed: a longest line, the longest headers, and room for separators.
 const BUFFER_BYTES_MAX: usize = URI_BYTES_MAX + HEADER_BYTES_MAX + 8 * 1024;
 
+/// What answers requests, cloned for each connection.
+pub trait Surface:
+    Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<S> Surface for S where
+    S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
 /// Accepts connections until `stop`, then lets each finish the request it is in. With `tls` it speaks nothing else.
 ///
 /// Returns when it accepts no more. The connections run on `tasks`; whoever awaits that awaits their end.
-pub async fn serve(
+pub async fn serve<A: Surface>(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
-    router: Router,
+    surface: A,
     stop: CancellationToken,
     tasks: TaskTracker,
 ) {
@@ -61,7 +77,7 @@ pub async fn serve(
                 // A socket that listens on IPv6 gives IPv4 addresses in their IPv6 form.
                 let peer = peer.ip().to_canonical();
                 let connection =
-                    serve_connection(socket, peer, tls.clone(), router.clone(), stop.clone());
+                    serve_connection(socket, peer, tls.clone(), surface.clone(), stop.clone());
                 tasks.spawn(async move {
                     connection.await;
                     drop(place);
@@ -86,11 +102,11 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn serve_connection(
+async fn serve_connection<A: Surface>(
     socket: TcpStream,
     peer: IpAddr,
     tls: Option<Arc<Tls>>,
-    router: Router,
+    surface: A,
     stop: CancellationToken,
 ) {
     if let Err(error) = socket.set_nodelay(true) {
@@ -98,38 +114,39 @@ async fn serve_connection(
     }
     let socket = WriteStall::new(socket);
     match tls {
-        None => serve_http(Connection::new(socket), peer, router, stop).await,
+        None => serve_http(Connection::new(socket), peer, surface, stop).await,
         // In a box, so that a connection without TLS has no room for it.
-        Some(tls) => Box::pin(serve_https(&tls, socket, peer, router, stop)).await,
+        Some(tls) => Box::pin(serve_https(&tls, socket, peer, surface, stop)).await,
     }
 }
 
-async fn serve_https(
+async fn serve_https<A: Surface>(
     tls: &Tls,
     socket: WriteStall<TcpStream>,
     peer: IpAddr,
-    router: Router,
+    surface: A,
     stop: CancellationToken,
 ) {
     match stop.run_until_cancelled(tls.accept(socket)).await {
-        Some(Ok(socket)) => serve_http(Connection::new(socket), peer, router, stop).await,
+        Some(Ok(socket)) => serve_http(Connection::new(socket), peer, surface, stop).await,
         Some(Err(error)) => tracing::debug!(error = %error, "handshake failed"),
         None => {}
     }
 }
 
 /// Answers the requests of one connection until it ends.
-pub(super) async fn serve_http<S>(
+pub(super) async fn serve_http<S, A>(
     socket: Connection<S>,
     peer: IpAddr,
-    router: Router,
+    surface: A,
     stop: CancellationToken,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
+    A: Surface,
 {
     let progress = socket.progress();
     let service =
-        service_fn(move |request| answer(router.clone(), peer, progress.clone(), request));
+        service_fn(move |request| answer(surface.clone(), peer, progress.clone(), request));
     let mut http = http1::Builder::new();
     http.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX).header_read_timeout(None);
     let mut connection = pin!(http.serve_connection(socket, service));
@@ -145,16 +162,16 @@ pub(super) async fn serve_http<S>(
     }
 }
 
-/// Hands one request to the router.
-fn answer(
-    mut router: Router,
+/// Hands one request to the surface.
+fn answer<A: Surface>(
+    mut surface: A,
     peer: IpAddr,
     progress: ConnectionProgress,
     mut request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response, Infallible>> {
     let note = progress.begin_request(request.headers().contains_key(TRANSFER_ENCODING));
     request.extensions_mut().insert(Arrival { peer, note });
-    let answer = router.call(request.map(Body::new));
+    let answer = surface.call(request.map(Body::new));
     async move {
         let response = answer.await;
         progress.end_request();
