@@ -114,7 +114,7 @@ async fn build(
     clock: Arc<dyn Clock>,
     epoch: Arc<AtomicU64>,
     feed: Feed,
-) -> anyhow::Result<(axum::Router, Arc<Engine>)> {
+) -> anyhow::Result<(api::Api, Arc<Engine>)> {
     let guard = Arc::new(TargetGuard::new(guard_settings(settings), SystemResolver::new()));
     let descriptors = descriptors_for_attempts()?;
     let sender_settings = sender::Settings {
@@ -143,7 +143,7 @@ async fn build(
     let directory = Directory::new(store.write.clone());
     let http = Arc::new(http);
     let state = api::State { http, read: store.read, directory, subscriptions, feed, clock };
-    Ok((api::router(Arc::new(state)), engine))
+    Ok((api::Api::new(Arc::new(state)), engine))
 }
 
 async fn open_store(

@@ -23,7 +23,7 @@ use crate::http::Http;
 use crate::store::Read;
 use crate::subscriptions::Subscriptions;
 
-pub use self::router::router;
+pub use self::router::Api;
 
 /// Everything that handlers use.
 #[derive(Debug)]

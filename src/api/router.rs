@@ -4,6 +4,7 @@
 //! contract: limits of HTTP, path, method, token, appID, rate, scope; then the handler judges body and existence.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,7 +12,6 @@ use std::task::{Context, Poll};
 
 use ::http::request::Parts;
 use ::http::{Method, Request};
-use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -92,7 +92,7 @@ fn part(head: &Parts, place: usize) -> &str {
 
 /// The JSON API with everything that stands around each request: one look-up and one boxed future.
 #[derive(Clone)]
-struct Api {
+pub struct Api {
     state: Arc<State>,
     table: Arc<matchit::Router<OfPath>>,
 }
@@ -104,7 +104,13 @@ struct OfPath {
 }
 
 impl Api {
-    fn new(state: Arc<State>) -> Self {
+    /// The whole table.
+    ///
+    /// # Panics
+    ///
+    /// Two of its paths match the same, which the tests rule out.
+    #[must_use]
+    pub fn new(state: Arc<State>) -> Self {
         let mut paths: Vec<OfPath> = Vec::new();
         for route in routes() {
             match paths.iter_mut().find(|of_path| of_path.path == route.path) {
@@ -117,6 +123,12 @@ impl Api {
             table.insert(of_path.path, of_path).expect("no two paths of the table match the same");
         }
         Self { state, table: Arc::new(table) }
+    }
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Api")
     }
 }
 
@@ -142,11 +154,6 @@ impl Service<Request<Body>> for Api {
             None => refuse(state, path, request, Some(allow(rows))),
         }
     }
-}
-
-/// The router of the JSON API. It matches nothing itself: its fallback is the whole table.
-pub fn router(state: Arc<State>) -> Router {
-    Router::new().fallback_service(Api::new(state))
 }
 
 /// Answers a request without a row: 405 with the methods that the path has, or 404.

@@ -78,7 +78,7 @@ impl Server {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let router = super::router(Arc::new(state));
+        let router = super::Api::new(Arc::new(state));
         tokio::spawn(listener::serve(socket, None, router, stop.clone(), TaskTracker::new()));
         Self { address, directory, stop }
     }

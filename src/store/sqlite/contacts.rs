@@ -121,7 +121,7 @@ fn create(
             email.1,
             contact.fields.extension(),
             contact.full_name().to_lowercase(),
-            fields_text(&contact)?,
+            contact.fields.to_json(),
         ]);
     refuse_taken(inserted, &contact)?;
     change.emails.take(change.connection, email, id)?;
@@ -157,7 +157,7 @@ fn edit(
         int(contact.version),
         contact.updated_at.millis(),
         contact.full_name().to_lowercase(),
-        fields_text(&contact)?,
+        contact.fields.to_json(),
         after,
     ]);
     refuse_taken(updated, &contact)?;
@@ -200,10 +200,6 @@ fn get_for_change(
     } else {
         Err(Error::VersionMismatch { current: current.version }.into())
     }
-}
-
-fn fields_text(contact: &StaffContact) -> Result<String, Stop> {
-    serde_json::to_string(&contact.fields).map_err(|e| Error::Internal(e.to_string()).into())
 }
 
 /// Turns a violated index of extension numbers into a conflict on that field. SQLite undoes the one statement, not the group.

@@ -17,9 +17,9 @@ use super::events::int;
 use crate::domain::id::{ContactId, ServiceId};
 
 /// Changes in a layer. Two are remembered at most, with about 150 bytes for a change of an e-mail of 30 bytes and
-/// 400 for the longest: 5 MiB, at worst 13 MiB. Larger takes memory and lengthens the first write after a start;
+/// 400 for the longest: 2.5 MiB, at worst 6.5 MiB. Larger takes memory and lengthens the first write after a start;
 /// smaller moves fewer neighbours at a time, so that more pages are written for each change of a large roll.
-const RECENT_MAX: usize = 16_384;
+const RECENT_MAX: usize = 8_192;
 /// Changes merged at a time, as neighbours on as few pages as possible: below a millisecond. Larger makes one group in
 /// many slower, smaller writes the pages between two slices more often.
 const MERGE_ROWS: usize = 256;
