@@ -2,7 +2,7 @@
 //!
 //! `driver.rs` launches one for each attempt that starts by anything but the end of another. Under load the tasks of a
 //! lane therefore go on: nothing is spawned, and their timer is set once for many attempts. Whatever happens to an
-//! attempt, its lane is stepped, or its contact would stay busy for ever.
+//! attempt once its task runs, its lane is stepped, or its contact would stay busy for ever.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -48,6 +48,11 @@ pub(super) async fn run(lane: Arc<LaneDriver>, first: Starting) {
                 ending.told = true;
                 return;
             }
+        }
+        // One that found nothing to send because the server stops has not failed.
+        if ending.answer.is_none() && stopping.is_cancelled() {
+            ending.told = true;
+            return;
         }
         next = ending.end();
     }

@@ -35,10 +35,13 @@ const FAILED_WAITING_MAX: usize = 64;
 /// Events owed beyond which a lane is far behind: about a second of what is delivered to one receiver at full speed. Fewer
 /// would slow down a lane that only lost its place in the recent events.
 const FAR_BEHIND: u64 = 10_000;
-/// Shortest time in which a lane far behind gets a page of the log, for each event of it: 10,000 a second, as fast as new
-/// events are delivered. Only a receiver that answers within a few milliseconds meets it. Shorter drains a backlog sooner
-/// at the cost of everybody else's latency, longer drains it later.
-const PAGE_TIME_PER_EVENT: Duration = Duration::from_micros(100);
+/// Events that a lane far behind gets at a time, one page each [`PACE`]: 10,000 a second, as fast as new events are
+/// delivered. Only a receiver that answers within a few milliseconds meets it. More drains a backlog sooner at the cost of
+/// everybody else's latency, fewer drains it later.
+const PACED_EVENTS: u32 = 40;
+/// Time between two such pages. Longer, with more events each, keeps the cores busy for milliseconds at a stretch, and
+/// others wait that long; shorter reads the log more often, and timers go by whole milliseconds.
+const PACE: Duration = Duration::from_millis(4);
 /// Wait before the store is asked again.
 const STORE_RETRY: Duration = Duration::from_millis(200);
 
@@ -124,14 +127,15 @@ impl LaneDriver {
             }
             _ => {}
         }
-        // An attempt that hangs need not be found in every step: the engine gives whoever has one a tick each second.
+        // Whether an attempt hangs is looked at where it matters: when more are to start, and in the tick that the engine
+        // gives each second to whoever has attempts. Most steps under load are neither.
         let look = state.reported.doubtful || matches!(input, Input::Tick);
         self.step_alone(state, now, input, &mut starting);
         loop {
             let wanted = state.lane.wanted(now);
             let surplus = state.lane.take_surplus();
-            let doubtful =
-                state.lane.last_failed() || (look && state.lane.hangs(now, DOUBTFUL_AGE));
+            let doubtful = state.lane.last_failed()
+                || ((look || wanted > 0) && state.lane.hangs(now, DOUBTFUL_AGE));
             let report = Report { permits: state.lane.in_flight(), doubtful, wanted };
             if report == state.reported && surplus == 0 && wanted == 0 {
                 break;
@@ -220,11 +224,12 @@ impl LaneDriver {
     /// Reads a page of the log; a lane that no longer wants it passes it over.
     async fn load(self: Arc<Self>, after: u64, limit: u32) {
         let far_behind = self.lock().head.saturating_sub(after) > FAR_BEHIND;
-        let fed_at = tokio::time::Instant::now() + PAGE_TIME_PER_EVENT * limit;
+        let limit = if far_behind { limit.min(PACED_EVENTS) } else { limit };
+        let fed_at = self.next_beat();
         loop {
             match self.shared.store.read.list_events(self.key.0, after, limit).await {
                 Ok(events) if contiguous(after, &events) => {
-                    // What was loaded before is sent meanwhile: the lane asks when half of it is left.
+                    // What was loaded before is sent meanwhile.
                     if far_behind {
                         tokio::time::sleep_until(fed_at).await;
                     }
@@ -251,6 +256,16 @@ impl LaneDriver {
         }
     }
 
+    /// When a lane far behind gets its next page: a fixed beat, so that a timer that goes off late does not slow it down,
+    /// and another one for each lane, so that they do not all go at once.
+    fn next_beat(&self) -> tokio::time::Instant {
+        let pace = u64::try_from(PACE.as_millis()).unwrap_or(1);
+        let began = self.shared.began + Duration::from_millis(self.id % pace);
+        let past = tokio::time::Instant::now().saturating_duration_since(began).as_millis();
+        let past = u64::try_from(past).unwrap_or(u64::MAX);
+        began + Duration::from_millis(past / pace * pace) + PACE
+    }
+
     /// Whether the page after this number is still to be loaded. Without this question a page that was asked for
     /// before its events were removed would be read again for ever.
     fn wants(&self, after: u64) -> bool {
@@ -266,7 +281,7 @@ impl LaneDriver {
         }
     }
 
-    /// Takes what an attempt needs; whoever holds the lock launches it.
+    /// Takes what an attempt needs.
     fn prepare_attempt(
         &self,
         state: &mut State,

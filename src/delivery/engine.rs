@@ -2,7 +2,7 @@
 //!
 //! Every lane has its own lock, held only for a step and never across an await, so lanes run beside each other on
 //! all cores. The engine's one task hears of everything that comes from the store's writer and from timers; attempts
-//! run as tasks of their own. What it hears is a level (heads, "this subscription changed"), not a queue: a lost
+//! run in tasks (`attempts.rs`). What it hears is a level (heads, "this subscription changed"), not a queue: a lost
 //! signal costs latency only, and all heads are compared once a second. Whatever has not moved since it was compared
 //! needs no look: so what is idle costs nothing, however many lanes there are.
 
@@ -65,6 +65,8 @@ pub(super) struct Shared {
     pub(super) slots: Slots<Arc<LaneDriver>>,
     pub(super) tasks: TaskTracker,
     pub(super) stopping: CancellationToken,
+    /// When the engine started, from which beats are counted.
+    pub(super) began: tokio::time::Instant,
     heads: Mutex<Heads>,
     /// Lanes that were halted, and may have been started again since.
     halted: Mutex<BTreeSet<Key>>,
@@ -271,6 +273,7 @@ impl Engine {
             slots: Slots::new(settings.slots),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
+            began: tokio::time::Instant::now(),
             heads: Mutex::default(),
             halted: Mutex::default(),
             lanes: Mutex::default(),

@@ -5,7 +5,7 @@
 //! after they were checked, texts that two parsers read differently, and addresses that some translator on the
 //! way turns into another.
 //!
-//! **Defence**, in layers that do not rely on each other:
+//! **Defence**, in steps that do not rely on each other:
 //!
 //! 1. [`TargetGuard::check_url`], when somebody subscribes: the text must have exactly one reading. It is refused
 //!    when the WHATWG parser complains at all, or understands another host than the one that was written.

@@ -1,9 +1,8 @@
 //! What all HTTP surfaces share: the accept loop, limits, tokens, error bodies, the request line of the log.
 //!
-//! A request comes from the [`listener`] to a surface's table of routes, which runs [`around`](request_log::around)
-//! each request what all have in common. The surface asks [`Http::enter`] who calls, and answers with the functions of
-//! [`envelope`]. Status codes of the API are decided here and in the
-//! surfaces, nowhere else.
+//! A request comes from the [`listener`] to a surface's table of routes. What all requests have in common stands
+//! [`around`](request_log::around) them. The surface asks [`Http::enter`] who calls, and answers with the functions of
+//! [`envelope`]. Status codes of the API are decided here and in the surfaces, nowhere else.
 
 pub mod auth;
 pub mod caller;
