@@ -225,12 +225,12 @@ impl LaneDriver {
     async fn load(self: Arc<Self>, after: u64, limit: u32) {
         let far_behind = self.lock().head.saturating_sub(after) > FAR_BEHIND;
         let limit = if far_behind { limit.min(PACED_EVENTS) } else { limit };
-        let fed_at = self.next_beat();
+        let fed_at = far_behind.then(|| self.next_beat());
         loop {
             match self.shared.store.read.list_events(self.key.0, after, limit).await {
                 Ok(events) if contiguous(after, &events) => {
                     // What was loaded before is sent meanwhile.
-                    if far_behind {
+                    if let Some(fed_at) = fed_at {
                         tokio::time::sleep_until(fed_at).await;
                     }
                     let now = self.shared.clock.moment();
