@@ -12,7 +12,9 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -26,6 +28,9 @@ const LAST_ANSWERS: Duration = Duration::from_secs(10);
 /// How long the last notifications may take.
 const LAST_NOTIFICATIONS: Duration = Duration::from_secs(10);
 
+/// hyper-util's client, as most programs in Rust use it.
+type Pool = Client<HttpConnector, Full<Bytes>>;
+
 type Wire = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
 
 /// One keep-alive connection, driven by the task that uses it: no second task to wake.
@@ -34,6 +39,8 @@ pub(crate) struct Line {
     wire: Wire,
     headers: HeaderMap,
     path: Uri,
+    /// With scheme and authority, for [`Line::pooled`].
+    whole: Uri,
     template: Template,
 }
 
@@ -47,7 +54,8 @@ impl Line {
         let json = HeaderValue::from_static("application/json");
         headers.insert(CONTENT_TYPE, json);
         let path = target.path.parse()?;
-        let mut line = Self { sender, wire, headers, path, template: Template::new() };
+        let whole = format!("http://{}{}", target.address, target.path).parse()?;
+        let mut line = Self { sender, wire, headers, path, whole, template: Template::new() };
         line.identify(&target.token)?;
         Ok(line)
     }
@@ -80,6 +88,18 @@ impl Line {
         expect(status, StatusCode::OK, &answer)
     }
 
+    /// [`Line::bare`], by hyper-util's client.
+    async fn pooled(&mut self, pool: &Pool, number: u32) -> anyhow::Result<()> {
+        let mut request = Request::new(Full::new(self.template.body(number)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.whole.clone();
+        *request.headers_mut() = self.headers.clone();
+        let answer = pool.request(request).await?;
+        let status = answer.status();
+        let answer = answer.into_body().collect().await?.to_bytes();
+        expect(status, StatusCode::OK, &answer)
+    }
+
     /// Create, edit, edit, delete: versions 1 to 4 of one contact.
     async fn life(&mut self, number: u32) -> anyhow::Result<()> {
         let answer = self.create(number).await?;
@@ -97,7 +117,7 @@ impl Line {
 
     async fn work(&mut self, work: Work, number: u32) -> anyhow::Result<()> {
         match work {
-            Work::Bare => self.bare(number).await,
+            Work::Bare | Work::Pooled => self.bare(number).await,
             Work::Create => self.create(number).await.map(drop),
             Work::Life => self.life(number).await,
         }
@@ -144,6 +164,12 @@ impl Line {
     }
 }
 
+fn pool() -> Pool {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    Client::builder(TokioExecutor::new()).build(connector)
+}
+
 fn expect(status: StatusCode, wanted: StatusCode, answer: &[u8]) -> anyhow::Result<()> {
     ensure!(status == wanted, "answered {status}: {}", String::from_utf8_lossy(answer));
     Ok(())
@@ -187,8 +213,9 @@ fn drive_thread(run: &Arc<Run>, index: usize) -> anyhow::Result<Driven> {
     let limit = Duration::from_millis(run.drive.run_ms) + LAST_ANSWERS;
     runtime.block_on(async {
         let mut lines = JoinSet::new();
+        let pool = pool();
         for _ in (index..run.drive.connections).step_by(run.drive.threads) {
-            lines.spawn(drive_line(run.clone()));
+            lines.spawn(drive_line(run.clone(), pool.clone()));
         }
         let mut driven = Driven::default();
         let all = async {
@@ -209,7 +236,7 @@ fn drive_thread(run: &Arc<Run>, index: usize) -> anyhow::Result<Driven> {
 }
 
 /// One connection until the time is over or something fails; with what failed.
-async fn drive_line(run: Arc<Run>) -> (u32, Option<String>) {
+async fn drive_line(run: Arc<Run>, pool: Pool) -> (u32, Option<String>) {
     let mut finished = 0;
     let work = run.drive.work;
     let attempt = async {
@@ -217,10 +244,15 @@ async fn drive_line(run: Arc<Run>) -> (u32, Option<String>) {
         let until = Instant::now() + Duration::from_millis(run.drive.run_ms);
         while Instant::now() < until && !run.stop.load(Relaxed) {
             let number = run.next.fetch_add(1, Relaxed);
-            if number >= MAX_CONTACTS && work != Work::Bare {
+            if number >= MAX_CONTACTS && !work.is_bare() {
                 break;
             }
-            line.work(work, number % MAX_CONTACTS).await?;
+            let number = number % MAX_CONTACTS;
+            if work == Work::Pooled {
+                line.pooled(&pool, number).await?;
+            } else {
+                line.work(work, number).await?;
+            }
             finished += 1;
         }
         anyhow::Ok(())

@@ -199,6 +199,7 @@ fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
                         scale::measure(*part, &ground, &mut bench.faults)?
                     }
                 });
+                report::compare_with_pooled(figures);
             }
         }
         for (_, name, figures) in programs {

@@ -120,16 +120,25 @@ impl Bench {
             path: "/bare".to_owned(),
             token: "rct_00000000000000000000000000000000".to_owned(),
         };
-        self.drive(&target, Work::Bare, self.times.warm, 0)?;
+        let (per_s, cpu) = self.straight(&target, Work::Bare)?;
+        let (pooled_per_s, pooled_cpu) = self.straight(&target, Work::Pooled)?;
+        Ok(Figures::from([
+            ("bare_per_s", per_s),
+            ("bare_cpu", cpu),
+            ("pooled_per_s", pooled_per_s),
+            ("pooled_cpu", pooled_cpu),
+        ]))
+    }
+
+    /// Requests per second straight to the receiver, and CPU seconds of both ends per 1,000 of them.
+    fn straight(&mut self, target: &Target, work: Work) -> anyhow::Result<(f64, f64)> {
+        self.drive(target, work, self.times.warm, 0)?;
         let before = self.helpers_cpu()?;
-        let driven = self.drive(&target, Work::Bare, self.times.bare, 0)?;
+        let driven = self.drive(target, work, self.times.bare, 0)?;
         let cpu = self.helpers_cpu()?;
         let requests = f64::from(driven.finished);
         let spent = cpu.0 - before.0 + cpu.1 - before.1;
-        Ok(Figures::from([
-            ("bare_per_s", requests / driven.elapsed_s),
-            ("bare_cpu", spent / requests * 1000.0),
-        ]))
+        Ok((requests / driven.elapsed_s, spent / requests * 1000.0))
     }
 
     /// One subscriber: creates, then whole lives of contacts, then a restart on the same directory.

@@ -75,6 +75,8 @@ pub(crate) struct Target {
 pub(crate) enum Work {
     /// The POST of a create, answered with any 2xx, straight to the receiver.
     Bare,
+    /// The same by hyper-util's client with its pool instead of the driver's own connections.
+    Pooled,
     /// One create.
     Create,
     /// Create, edit, edit and delete of the same contact.
@@ -82,10 +84,15 @@ pub(crate) enum Work {
 }
 
 impl Work {
+    /// Whether the receiver itself is asked.
+    pub(crate) fn is_bare(self) -> bool {
+        matches!(self, Self::Bare | Self::Pooled)
+    }
+
     /// Notifications of one finished piece of work.
     pub(crate) fn events(self) -> u64 {
         match self {
-            Self::Bare => 0,
+            Self::Bare | Self::Pooled => 0,
             Self::Create => 1,
             Self::Life => 4,
         }

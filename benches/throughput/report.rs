@@ -30,9 +30,13 @@ const fn row(key: &'static str, label: &'static str, unit: &'static str, digits:
 static METRICS: &[Metric] = &[
     row("bare_per_s", "bare HTTP limit: requests", "/s", 0),
     row("bare_cpu", "  CPU of both ends, per 1,000", "s", 4),
+    row("pooled_per_s", "the same by hyper-util's client: requests", "/s", 0),
+    row("pooled_cpu", "  CPU of both ends, per 1,000", "s", 4),
     row("one_accepted_per_s", "one subscriber: accepted", "/s", 0),
     row("one_delivered_per_s", "  delivered", "/s", 0),
     row("one_share", "  delivered, share of the bare limit", "%", 1).at_least(20.0),
+    row("one_share_pooled", "  share of what hyper-util's client does", "%", 1),
+    row("one_cpu_pooled", "  CPU of the server by that of a request", "", 2),
     row("one_drain_ms", "  from last answer to last delivery", "ms", 0),
     row("one_cpu", "  CPU of the server, per 1,000 events", "s", 4).at_most(0.06),
     row("one_cpu_driver", "  CPU of the driver, per 1,000 events", "s", 4),
@@ -47,6 +51,7 @@ static METRICS: &[Metric] = &[
     row("five_accepted_per_s", "five subscribers: accepted", "/s", 0),
     row("five_delivered_per_s", "  deliveries", "/s", 0),
     row("five_share", "  deliveries, share of the bare limit", "%", 1).at_least(45.0),
+    row("five_share_pooled", "  share of what hyper-util's client does", "%", 1),
     row("five_drain_ms", "  from last answer to last delivery", "ms", 0),
     row("five_cpu", "  CPU of the server, per 1,000 deliveries", "s", 4),
     row("five_others", "  CPU of the machine that others used", "%", 1),
@@ -122,6 +127,16 @@ static METRICS: &[Metric] = &[
     row("idle_ready_crash_s", "  start to ready after SIGKILL", "s", 3),
     row("idle_others", "  CPU of the machine that others used", "%", 1),
 ];
+
+/// The measured ones as parts of what a program with hyper-util's client gets from this machine.
+pub(crate) fn compare_with_pooled(figures: &mut Figures) {
+    let part = |of: &str, by: &str| Some(figures.get(of)? / figures.get(by)?);
+    let one = part("one_delivered_per_s", "pooled_per_s").map(|part| part * 100.0);
+    let five = part("five_delivered_per_s", "pooled_per_s").map(|part| part * 100.0);
+    let cpu = part("one_cpu", "pooled_cpu");
+    let all = [("one_share_pooled", one), ("five_share_pooled", five), ("one_cpu_pooled", cpu)];
+    figures.extend(all.into_iter().filter_map(|(key, figure)| Some((key, figure?))));
+}
 
 impl Metric {
     const fn at_least(self, target: f64) -> Self {
