@@ -46,10 +46,12 @@ pub enum HeadNote {
     /// Nothing.
     #[default]
     Clear,
-    /// It came with both `Content-Length` and `Transfer-Encoding`.
+    /// It came with more than one length: `Content-Length` twice, or beside `Transfer-Encoding`.
     TwoLengths,
     /// It may have; the connection must end after the answer.
     Unsure,
+    /// It came before the answer to the one before it.
+    Early,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +85,8 @@ struct Progress {
     waits: Waits,
     phase: Phase,
     head_since: Option<Instant>,
+    /// Whether anything was read since the last answer was known.
+    read_since: bool,
     scan: HeadScan,
 }
 
@@ -94,7 +98,8 @@ impl ConnectionProgress {
     fn new(waits: Waits) -> Self {
         let phase = Phase::Waiting(Instant::now());
         let scan = HeadScan::default();
-        Self(Arc::new(Mutex::new(Progress { waits, phase, head_since: None, scan })))
+        let (head_since, read_since) = (None, false);
+        Self(Arc::new(Mutex::new(Progress { waits, phase, head_since, read_since, scan })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
@@ -107,27 +112,35 @@ impl ConnectionProgress {
         let mut progress = self.lock();
         progress.phase = Phase::Busy;
         progress.head_since = None;
+        let read_since = progress.read_since;
         match progress.scan.take() {
+            // Behind a chunked body, whose end the scan does not see, a whole request may have come with it.
+            _ if !read_since => HeadNote::Early,
             Verdict::TwoLengths => HeadNote::TwoLengths,
             Verdict::Unsure if chunked => HeadNote::Unsure,
             Verdict::Unsure | Verdict::Clear => HeadNote::Clear,
         }
     }
 
-    /// Its answer is known.
-    pub fn end_request(&self) {
+    /// Its answer is known. Gives whether the connection must end with it, because something came behind the request:
+    /// nobody may send the next one before he has the answer.
+    #[must_use]
+    pub fn end_request(&self) -> bool {
         let mut progress = self.lock();
         let now = Instant::now();
         progress.phase = Phase::Waiting(now);
+        progress.read_since = false;
         progress.scan.answered();
         // A head that began behind this request has its time from here on: until now nobody would have read it.
         progress.head_since = progress.scan.in_open_head().then_some(now);
+        progress.scan.has_more()
     }
 }
 
 impl Progress {
     fn note_read(&mut self, bytes: &[u8]) {
         self.scan.feed(bytes);
+        self.read_since = true;
         if self.phase == Phase::Busy || self.head_since.is_some() {
             return;
         }

@@ -1,9 +1,10 @@
-//! Reads along with the parser to see whether a request carries both `Content-Length` and `Transfer-Encoding`.
+//! Reads along with the parser to see whether a request carries two lengths: `Content-Length` twice, or beside
+//! `Transfer-Encoding`.
 //!
-//! hyper drops the first in favour of the second before we see the headers. RFC 9112, section 6.1 calls the pair
-//! an attempt at request smuggling, so it must be seen. The scan is sure only while it knows where a head begins;
-//! where it is not, the caller ends the connection after a chunked request instead. It also tells whether a head has
-//! begun behind the requests that were given out, because the time for that head runs.
+//! hyper drops all but one of them before we see the headers. RFC 9112, sections 6.1 and 6.3 call such requests
+//! attempts at smuggling, so they must be seen. The scan is sure only while it knows where a head begins; where it is
+//! not, the caller ends the connection. It also tells whether anything has come behind the request that was answered:
+//! whoever sends a request before he has the answer to the one before is not served with it.
 //!
 //! Every byte of every connection passes here, so the scan goes by lines and skips what it need not look at. What it
 //! says must be what a scan of each byte would say: `head_scan_bytewise.rs` is that one, and a test compares them.
@@ -23,9 +24,9 @@ const NAME_BYTES_MAX: usize = 17;
 /// What the scan knows about the head that was just parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// At most one of the two headers.
+    /// At most one length.
     Clear,
-    /// Both.
+    /// More than one.
     TwoLengths,
     /// The scan did not see this head whole.
     Unsure,
@@ -54,6 +55,7 @@ pub struct HeadScan {
     length: Option<u64>,
     is_length: bool,
     has_length: bool,
+    repeats_length: bool,
     has_encoding: bool,
     /// On heads that have ended and were not given out, the oldest first.
     verdicts: VecDeque<Verdict>,
@@ -71,6 +73,7 @@ impl Default for HeadScan {
             length: None,
             is_length: false,
             has_length: false,
+            repeats_length: false,
             has_encoding: false,
             verdicts: VecDeque::new(),
             tail: [0; 5],
@@ -132,6 +135,12 @@ impl HeadScan {
             Place::Body(_) => false,
             Place::Lost => true,
         }
+    }
+
+    /// Whether anything has come behind the request that was just answered, or may have.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.verdicts.is_empty() || self.in_open_head()
     }
 
     /// Bytes of the request line so far, while it has not ended.
@@ -210,6 +219,7 @@ impl HeadScan {
         self.in_value = true;
         let name = self.name.get(..self.line_bytes).unwrap_or_default();
         self.is_length = name == b"content-length";
+        self.repeats_length |= self.has_length && self.is_length;
         self.has_length |= self.is_length;
         self.has_encoding |= name == b"transfer-encoding";
         if self.is_length {
@@ -241,8 +251,8 @@ impl HeadScan {
             self.place = Place::Lost;
             return;
         }
-        let both = self.has_length && self.has_encoding;
-        self.verdicts.push_back(if both { Verdict::TwoLengths } else { Verdict::Clear });
+        let two = self.repeats_length || (self.has_length && self.has_encoding);
+        self.verdicts.push_back(if two { Verdict::TwoLengths } else { Verdict::Clear });
         self.tail = [0; 5];
         self.place = if self.has_encoding {
             Place::Body(None)
@@ -261,6 +271,10 @@ fn holds_any(part: &[u8]) -> bool {
 fn count(part: &[u8]) -> usize {
     part.iter().filter(|byte| **byte != b'\r').count()
 }
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[path = "head_scan_bytewise.rs"]
+pub(super) mod bytewise;
 
 #[cfg(test)]
 #[path = "head_scan_tests.rs"]

@@ -1,11 +1,12 @@
-//! The scan of heads as it was when it looked at every byte: the reference for what the verdicts must be. Tests only.
+//! The scan of heads as it was when it looked at every byte: the reference for what the verdicts must be. Tests and
+//! the fuzzer only.
 
 use std::collections::VecDeque;
 
 use crate::http::head_scan::{HEADS_AHEAD_MAX, NAME_BYTES_MAX, Verdict};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(in crate::http) enum Place {
     /// In a head.
     Head,
     /// In a body of which so many bytes are left, or of unknown length.
@@ -16,8 +17,8 @@ pub(super) enum Place {
 
 /// The scan of one connection.
 #[derive(Debug)]
-pub(super) struct ByteScan {
-    pub(super) place: Place,
+pub(in crate::http) struct ByteScan {
+    pub(in crate::http) place: Place,
     line: usize,
     line_bytes: usize,
     name: [u8; NAME_BYTES_MAX],
@@ -25,6 +26,7 @@ pub(super) struct ByteScan {
     length: Option<u64>,
     is_length: bool,
     has_length: bool,
+    repeats_length: bool,
     has_encoding: bool,
     /// On heads that have ended and were not given out, the oldest first.
     verdicts: VecDeque<Verdict>,
@@ -42,6 +44,7 @@ impl Default for ByteScan {
             length: None,
             is_length: false,
             has_length: false,
+            repeats_length: false,
             has_encoding: false,
             verdicts: VecDeque::new(),
             tail: [0; 5],
@@ -51,7 +54,7 @@ impl Default for ByteScan {
 
 impl ByteScan {
     /// Bytes that were read from the connection.
-    pub(super) fn feed(&mut self, bytes: &[u8]) {
+    pub(in crate::http) fn feed(&mut self, bytes: &[u8]) {
         for (at, byte) in bytes.iter().enumerate() {
             match self.place {
                 Place::Head => self.feed_head(*byte),
@@ -73,7 +76,7 @@ impl ByteScan {
     }
 
     /// The verdict on the request that the parser has just given out.
-    pub(super) fn take(&mut self) -> Verdict {
+    pub(in crate::http) fn take(&mut self) -> Verdict {
         let verdict = self.verdicts.pop_front().unwrap_or(Verdict::Unsure);
         if verdict == Verdict::Unsure {
             self.place = Place::Lost;
@@ -82,7 +85,7 @@ impl ByteScan {
     }
 
     /// The request was answered: whatever comes next begins a head, if the body's end was seen.
-    pub(super) fn answered(&mut self) {
+    pub(in crate::http) fn answered(&mut self) {
         if !self.verdicts.is_empty() {
             // The body at hand is that of a later request.
             return;
@@ -95,7 +98,7 @@ impl ByteScan {
     }
 
     /// Whether bytes of a head have come that has not ended. Where the scan is lost it may be so, and counts as so.
-    pub(super) fn in_open_head(&self) -> bool {
+    pub(in crate::http) fn in_open_head(&self) -> bool {
         match self.place {
             Place::Head => self.line > 0 || self.line_bytes > 0,
             Place::Body(_) => false,
@@ -104,7 +107,7 @@ impl ByteScan {
     }
 
     /// Bytes of the request line so far, while it has not ended.
-    pub(super) fn open_request_line(&self) -> Option<usize> {
+    pub(in crate::http) fn open_request_line(&self) -> Option<usize> {
         (self.place == Place::Head && self.line == 0).then_some(self.line_bytes)
     }
 
@@ -133,6 +136,7 @@ impl ByteScan {
         self.in_value = true;
         let name = self.name.get(..self.line_bytes).unwrap_or_default();
         self.is_length = name == b"content-length";
+        self.repeats_length |= self.has_length && self.is_length;
         self.has_length |= self.is_length;
         self.has_encoding |= name == b"transfer-encoding";
         if self.is_length {
@@ -164,8 +168,8 @@ impl ByteScan {
             self.place = Place::Lost;
             return;
         }
-        let both = self.has_length && self.has_encoding;
-        self.verdicts.push_back(if both { Verdict::TwoLengths } else { Verdict::Clear });
+        let two = self.repeats_length || (self.has_length && self.has_encoding);
+        self.verdicts.push_back(if two { Verdict::TwoLengths } else { Verdict::Clear });
         self.tail = [0; 5];
         self.place = if self.has_encoding {
             Place::Body(None)

@@ -2,10 +2,7 @@
 
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 
-use super::{HEADS_AHEAD_MAX, HeadScan, Verdict};
-
-#[path = "head_scan_bytewise.rs"]
-mod bytewise;
+use super::{HEADS_AHEAD_MAX, HeadScan, Verdict, bytewise};
 
 fn check(reads: &[&str], verdict: Verdict) {
     let mut scan = HeadScan::default();

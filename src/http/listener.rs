@@ -11,8 +11,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::Request;
-use ::http::header::TRANSFER_ENCODING;
+use ::http::header::{CONNECTION, TRANSFER_ENCODING};
+use ::http::{HeaderValue, Request};
 use axum::body::Body;
 use axum::response::Response;
 use hyper::body::Incoming;
@@ -173,8 +173,12 @@ fn answer<A: Surface>(
     request.extensions_mut().insert(Arrival { peer, note });
     let answer = surface.call(request.map(Body::new));
     async move {
-        let response = answer.await;
-        progress.end_request();
+        let mut response = answer.await;
+        if progress.end_request()
+            && let Ok(response) = &mut response
+        {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 }

@@ -10,6 +10,10 @@ pub mod caller_address;
 pub mod connection;
 pub mod cors;
 pub mod envelope;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz_checks;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz_reference;
 pub mod head_scan;
 pub mod json;
 pub mod limits;

@@ -119,9 +119,16 @@ fn set_length(response: &mut Response) {
     }
 }
 
-fn judge_head(head: &Parts, route: &str, note: HeadNote) -> Result<(), ApiError> {
+pub(super) fn judge_head(head: &Parts, route: &str, note: HeadNote) -> Result<(), ApiError> {
     if note == HeadNote::TwoLengths {
-        return Err(ApiError::invalid("Content-Length: must not stand beside Transfer-Encoding"));
+        return Err(ApiError::invalid(
+            "Content-Length: must stand once, and not beside Transfer-Encoding",
+        ));
+    }
+    if note == HeadNote::Early {
+        return Err(ApiError::invalid(
+            "a request must not be sent before the answer to the one before it",
+        ));
     }
     let batch = route.ends_with(BATCH_ROUTE_END);
     let body_bytes_max = if batch { limits::BATCH_BODY_BYTES_MAX } else { limits::BODY_BYTES_MAX };
