@@ -17,6 +17,7 @@ use crate::directory::Directory;
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::tenancy::Token;
 use crate::feed::Feed;
+use crate::http::places::Places;
 use crate::http::{self, Http, listener};
 use crate::store::sqlite::Embedded;
 use crate::store::sqlite::retention::Retention;
@@ -79,7 +80,15 @@ impl Server {
         let address = socket.local_addr().unwrap();
         let stop = CancellationToken::new();
         let router = super::Api::new(Arc::new(state));
-        tokio::spawn(listener::serve(socket, None, router, stop.clone(), TaskTracker::new()));
+        let places = Arc::new(Places::new(0, Vec::new()));
+        tokio::spawn(listener::serve(
+            socket,
+            None,
+            places,
+            router,
+            stop.clone(),
+            TaskTracker::new(),
+        ));
         Self { address, directory, stop }
     }
 
@@ -194,9 +203,8 @@ async fn old_and_upgrading_callers_are_answered() {
     assert!(answers.contains("connection: close\r\n"), "{answers}");
     let chunked = "POST /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let answers = server.send(&chunked.repeat(2)).await;
-    assert_eq!(answers.matches("HTTP/1.1 405 ").count(), 1, "{answers}");
-    assert_eq!(answers.matches("HTTP/1.1 ").count(), 2, "{answers}");
-    assert!(answers.contains("before the answer to the one before it"), "{answers}");
+    assert!(answers.starts_with("HTTP/1.1 405 "), "{answers}");
+    assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{answers}");
 }
 
 #[tokio::test]

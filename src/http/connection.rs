@@ -50,8 +50,6 @@ pub enum HeadNote {
     TwoLengths,
     /// It may have; the connection must end after the answer.
     Unsure,
-    /// It came before the answer to the one before it.
-    Early,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +83,6 @@ struct Progress {
     waits: Waits,
     phase: Phase,
     head_since: Option<Instant>,
-    /// Whether anything was read since the last answer was known.
-    read_since: bool,
     scan: HeadScan,
 }
 
@@ -98,8 +94,23 @@ impl ConnectionProgress {
     fn new(waits: Waits) -> Self {
         let phase = Phase::Waiting(Instant::now());
         let scan = HeadScan::default();
-        let (head_since, read_since) = (None, false);
-        Self(Arc::new(Mutex::new(Progress { waits, phase, head_since, read_since, scan })))
+        Self(Arc::new(Mutex::new(Progress { waits, phase, head_since: None, scan })))
+    }
+
+    /// That of a connection on which nothing has come yet.
+    #[cfg(test)]
+    pub(super) fn of_new_connection() -> Self {
+        Self::new(Waits { head: HEADER_READ_TIMEOUT, idle: IDLE_TIMEOUT })
+    }
+
+    /// Since when it waits for its next request, if it does.
+    #[must_use]
+    pub fn idle_since(&self) -> Option<Instant> {
+        let progress = self.lock();
+        match (progress.phase, progress.head_since) {
+            (Phase::Waiting(since), None) => Some(since),
+            _ => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
@@ -112,10 +123,7 @@ impl ConnectionProgress {
         let mut progress = self.lock();
         progress.phase = Phase::Busy;
         progress.head_since = None;
-        let read_since = progress.read_since;
         match progress.scan.take() {
-            // Behind a chunked body, whose end the scan does not see, a whole request may have come with it.
-            _ if !read_since => HeadNote::Early,
             Verdict::TwoLengths => HeadNote::TwoLengths,
             Verdict::Unsure if chunked => HeadNote::Unsure,
             Verdict::Unsure | Verdict::Clear => HeadNote::Clear,
@@ -129,8 +137,6 @@ impl ConnectionProgress {
         let mut progress = self.lock();
         let now = Instant::now();
         progress.phase = Phase::Waiting(now);
-        progress.read_since = false;
-        progress.scan.answered();
         // A head that began behind this request has its time from here on: until now nobody would have read it.
         progress.head_since = progress.scan.in_open_head().then_some(now);
         progress.scan.has_more()
@@ -140,7 +146,6 @@ impl ConnectionProgress {
 impl Progress {
     fn note_read(&mut self, bytes: &[u8]) {
         self.scan.feed(bytes);
-        self.read_since = true;
         if self.phase == Phase::Busy || self.head_since.is_some() {
             return;
         }

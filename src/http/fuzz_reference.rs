@@ -100,13 +100,8 @@ fn read_chunks(mut rest: &[u8]) -> Option<(Vec<u8>, &[u8])> {
         }
         rest = behind;
     }
-    loop {
-        let (trailer, behind) = read_line(rest)?;
-        rest = behind;
-        if trailer.is_empty() {
-            return Some((body, rest));
-        }
-    }
+    // Whatever else stands behind the last chunk ends the connection: nothing behind it may be served.
+    Some((body, rest.strip_prefix(b"\r\n").unwrap_or_default()))
 }
 
 fn is_token(byte: u8) -> bool {

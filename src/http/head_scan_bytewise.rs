@@ -3,14 +3,17 @@
 
 use std::collections::VecDeque;
 
+use crate::http::chunk_scan::{Chunk, Next};
 use crate::http::head_scan::{HEADS_AHEAD_MAX, NAME_BYTES_MAX, Verdict};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::http) enum Place {
     /// In a head.
     Head,
-    /// In a body of which so many bytes are left, or of unknown length.
-    Body(Option<u64>),
+    /// In a body of which so many bytes are left.
+    Body(u64),
+    /// In a chunked body.
+    Chunks(Chunk),
     /// The start of the next head was missed.
     Lost,
 }
@@ -30,7 +33,6 @@ pub(in crate::http) struct ByteScan {
     has_encoding: bool,
     /// On heads that have ended and were not given out, the oldest first.
     verdicts: VecDeque<Verdict>,
-    tail: [u8; 5],
 }
 
 impl Default for ByteScan {
@@ -47,7 +49,6 @@ impl Default for ByteScan {
             repeats_length: false,
             has_encoding: false,
             verdicts: VecDeque::new(),
-            tail: [0; 5],
         }
     }
 }
@@ -55,21 +56,21 @@ impl Default for ByteScan {
 impl ByteScan {
     /// Bytes that were read from the connection.
     pub(in crate::http) fn feed(&mut self, bytes: &[u8]) {
-        for (at, byte) in bytes.iter().enumerate() {
+        for byte in bytes {
             match self.place {
                 Place::Head => self.feed_head(*byte),
-                Place::Body(Some(0)) => {
+                Place::Body(0) => {
                     self.restart();
                     self.feed_head(*byte);
                 }
                 Place::Lost => return,
-                Place::Body(Some(left)) => self.place = Place::Body(Some(left - 1)),
-                Place::Body(None) => {
-                    for byte in &bytes[at..] {
-                        self.tail.rotate_left(1);
-                        self.tail[4] = *byte;
-                    }
-                    return;
+                Place::Body(left) => self.place = Place::Body(left - 1),
+                Place::Chunks(chunk) => {
+                    self.place = match chunk.next(*byte) {
+                        Next::Within(chunk) => Place::Chunks(chunk),
+                        Next::Ended => Place::Body(0),
+                        Next::Lost => Place::Lost,
+                    };
                 }
             }
         }
@@ -84,24 +85,11 @@ impl ByteScan {
         verdict
     }
 
-    /// The request was answered: whatever comes next begins a head, if the body's end was seen.
-    pub(in crate::http) fn answered(&mut self) {
-        if !self.verdicts.is_empty() {
-            // The body at hand is that of a later request.
-            return;
-        }
-        match self.place {
-            Place::Body(None) if &self.tail == b"0\r\n\r\n" => self.restart(),
-            Place::Body(None) => self.place = Place::Lost,
-            Place::Head | Place::Body(Some(_)) | Place::Lost => {}
-        }
-    }
-
     /// Whether bytes of a head have come that has not ended. Where the scan is lost it may be so, and counts as so.
     pub(in crate::http) fn in_open_head(&self) -> bool {
         match self.place {
             Place::Head => self.line > 0 || self.line_bytes > 0,
-            Place::Body(_) => false,
+            Place::Body(_) | Place::Chunks(_) => false,
             Place::Lost => true,
         }
     }
@@ -170,11 +158,10 @@ impl ByteScan {
         }
         let two = self.repeats_length || (self.has_length && self.has_encoding);
         self.verdicts.push_back(if two { Verdict::TwoLengths } else { Verdict::Clear });
-        self.tail = [0; 5];
         self.place = if self.has_encoding {
-            Place::Body(None)
+            Place::Chunks(Chunk::START)
         } else {
-            Place::Body(Some(self.length.unwrap_or(0)))
+            Place::Body(self.length.unwrap_or(0))
         };
     }
 }

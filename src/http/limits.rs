@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 
 use crate::domain::id::ServiceId;
 
-use super::envelope::ApiError;
+use super::envelope::{ApiError, CODE_RATE};
 
 /// Longest body in bytes: the largest sensible body of one resource is a hundredth of it.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -125,6 +125,13 @@ pub fn head_too_slow() -> ApiError {
         HEADER_READ_TIMEOUT.as_secs()
     );
     ApiError::over_limit(StatusCode::REQUEST_TIMEOUT, message)
+}
+
+/// 429 for a connection from an address that has as many as it may have.
+#[must_use]
+pub fn too_many_connections() -> ApiError {
+    let message = "too many connections from this address";
+    ApiError::new(StatusCode::TOO_MANY_REQUESTS, CODE_RATE, message)
 }
 
 fn body_too_large(body_bytes_max: usize) -> ApiError {
@@ -258,7 +265,7 @@ impl AddressLimit {
 }
 
 /// An IPv4 address as it is; the network of an IPv6 address.
-fn network_of(address: IpAddr) -> IpAddr {
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => {

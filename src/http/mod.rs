@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod caller;
 pub mod caller_address;
+mod chunk_scan;
 pub mod connection;
 pub mod cors;
 pub mod envelope;
@@ -18,6 +19,7 @@ pub mod head_scan;
 pub mod json;
 pub mod limits;
 pub mod listener;
+pub mod places;
 pub mod request_log;
 pub mod tls;
 pub mod write_stall;
