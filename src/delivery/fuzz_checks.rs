@@ -77,7 +77,7 @@ const KEEP: usize = 1024;
 
 fn is_public(address: IpAddr) -> bool {
     let within = |net: &&str| net.parse::<IpNet>().is_ok_and(|net| net.contains(&address));
-    !NOT_PUBLIC.iter().any(|net| within(&net))
+    !NOT_PUBLIC.iter().any(within)
 }
 
 /// The answer of the name servers for every name.
