@@ -4,11 +4,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::{IDLE_MIN, LEAVING_MAX, LOG_INTERVAL, Place, Places, Taken};
 use crate::http::connection::ConnectionProgress;
+use crate::http::listener::serve;
 
 async fn admit(places: &Arc<Places>, address: &str) -> Option<Place> {
     let peer: IpAddr = address.parse().unwrap();
@@ -101,4 +105,30 @@ fn refused_connections_are_told_once_in_a_while() {
     taken.note_refused(start + LOG_INTERVAL);
 
     assert_eq!(taken.refused, 0);
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_for_callers_that_wait() {
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let places = Arc::new(Places::with_total(2, 0, Vec::new()));
+    let router = axum::Router::new().route("/", axum::routing::get(async || ""));
+    tokio::spawn(serve(listener, None, places, router, stop.clone(), TaskTracker::new()));
+    let ask = async || {
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        caller.write_all(GET).await.unwrap();
+        let mut start = [0; 12];
+        timeout(Duration::from_secs(20), caller.read_exact(&mut start)).await.unwrap().unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200");
+        caller
+    };
+
+    // Each keeps its connection; without room being made the third would wait for 75 s.
+    let mut kept = Vec::new();
+    for _ in 0..4 {
+        kept.push(ask().await);
+    }
+    stop.cancel();
 }
