@@ -25,6 +25,7 @@ use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::tenancy::Token;
 use crate::feed::Feed;
 use crate::http::Http;
+use crate::http::places::Places;
 use crate::http::tls::Tls;
 use crate::store::Store;
 use crate::store::sqlite::Embedded;
@@ -88,8 +89,16 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     store.write.queue().add_listener(feed.listener());
     let (router, engine) = build(&settings, store, Arc::clone(&clock), epoch, feed).await?;
     let connections = TaskTracker::new();
-    let listening =
-        http::listener::serve(listener, tls.clone(), router, stop.clone(), connections.clone());
+    let proxies = settings.trusted_proxies.clone();
+    let places = Arc::new(Places::new(settings.connections_per_address, proxies));
+    let listening = http::listener::serve(
+        listener,
+        tls.clone(),
+        places,
+        router,
+        stop.clone(),
+        connections.clone(),
+    );
     connections.spawn(listening);
     warn_of_plain_http(&settings, address);
     tracing::info!(address = %address, "server started");

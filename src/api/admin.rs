@@ -104,7 +104,7 @@ fn malformed_id(name: &str, prefix: &str) -> ApiError {
     ApiError::invalid(format!("{name}: must be {prefix}_ and 32 lower-case hexadecimal digits"))
 }
 
-fn take_name(body: &mut JsonObject) -> Result<String, ApiError> {
+pub(super) fn take_name(body: &mut JsonObject) -> Result<String, ApiError> {
     let name = body.take_string("name")?;
     let chars = name.chars().count();
     if chars == 0 || chars > NAME_CHARS_MAX {
@@ -123,7 +123,7 @@ fn take_name(body: &mut JsonObject) -> Result<String, ApiError> {
     Ok(name)
 }
 
-fn take_scopes(body: &mut JsonObject) -> Result<Scopes, ApiError> {
+pub(super) fn take_scopes(body: &mut JsonObject) -> Result<Scopes, ApiError> {
     let mut scopes: Vec<Scope> = Vec::new();
     for entry in body.take_array("scopes")? {
         let scope = entry.as_str().and_then(Scope::parse).ok_or_else(|| {
@@ -142,7 +142,7 @@ fn take_scopes(body: &mut JsonObject) -> Result<Scopes, ApiError> {
 }
 
 /// How long earlier tokens still work; a rotation needs no body.
-fn parse_overlap(body: &[u8]) -> Result<Duration, ApiError> {
+pub(super) fn parse_overlap(body: &[u8]) -> Result<Duration, ApiError> {
     if body.is_empty() {
         return Ok(TOKEN_OVERLAP_DEFAULT);
     }

@@ -43,7 +43,7 @@ pub(super) async fn apply_contact_batch(
     Ok(success(StatusCode::OK, &write_items(unread, answers)))
 }
 
-fn parse_item(item: Value) -> Result<ContactChange, ApiError> {
+pub(super) fn parse_item(item: Value) -> Result<ContactChange, ApiError> {
     let mut item = JsonObject::from_value(item)?;
     let op = item.take_string("op")?;
     let change = match op.as_str() {

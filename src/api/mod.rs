@@ -9,6 +9,8 @@ pub mod contact_batch;
 pub mod contacts;
 pub mod deliveries;
 pub mod feed;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz_checks;
 pub mod health;
 pub mod query;
 pub mod router;

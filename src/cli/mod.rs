@@ -12,6 +12,8 @@ mod deliveries;
 mod dev;
 mod dev_credentials;
 mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz_checks;
 mod listen;
 mod listen_answer;
 mod listen_receiver;

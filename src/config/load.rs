@@ -77,6 +77,8 @@ pub struct Settings {
     pub requests_per_minute: u32,
     /// Requests without a good token from one address in a minute; 0 is off.
     pub failed_tokens_per_minute: u32,
+    /// Connections that one address may have open; 0 is off.
+    pub connections_per_address: u32,
     /// Challenges of one app in a minute; 0 is off.
     pub verifications_per_app: u32,
     /// Challenges to one host in a minute; 0 is off.
@@ -122,6 +124,7 @@ impl fmt::Debug for Settings {
             proxy,
             requests_per_minute,
             failed_tokens_per_minute,
+            connections_per_address,
             verifications_per_app,
             verifications_per_host,
             verifications_total,
@@ -151,6 +154,7 @@ impl fmt::Debug for Settings {
             .field("proxy", &proxy.as_deref().map(shown_proxy))
             .field("requests_per_minute", requests_per_minute)
             .field("failed_tokens_per_minute", failed_tokens_per_minute)
+            .field("connections_per_address", connections_per_address)
             .field("verifications_per_app", verifications_per_app)
             .field("verifications_per_host", verifications_per_host)
             .field("verifications_total", verifications_total)
@@ -239,6 +243,8 @@ impl Reader {
             requests_per_minute: self.read("requests_per_minute", |t| parse::number(t, &limit)),
             failed_tokens_per_minute: self
                 .read("failed_tokens_per_minute", |text| parse::number(text, &limit)),
+            connections_per_address: self
+                .read("connections_per_address", |text| parse::number(text, &limit)),
             verifications_per_app: self.read("verifications_per_app", |t| parse::number(t, &limit)),
             verifications_per_host: self
                 .read("verifications_per_host", |text| parse::number(text, &limit)),

@@ -150,6 +150,7 @@ fn values_at_their_limits_are_accepted_and_their_neighbours_refused() {
     check("event_retention", &["1h", "3650d"], &["59m", "3651d", "30", ""]);
     check("attempt_retention", &["1h", "60m", "3650d"], &["59m", "3651d"]);
     check("requests_per_minute", &["0", "1000000"], &["1000001", ""]);
+    check("connections_per_address", &["0", "1000000"], &["1000001", "-1", ""]);
     check("failed_tokens_per_minute", &["0", "1000000"], &["1000001", "-1", ""]);
     check(
         "trusted_proxies",
@@ -258,6 +259,7 @@ fn defaults_of_dev_are_local_and_unlimited_and_can_be_overridden() {
     assert_eq!(settings.requests_per_minute + settings.verifications_per_app, 0);
     assert_eq!(settings.verifications_per_host + settings.verifications_total, 0);
     assert_eq!(settings.failed_tokens_per_minute, 0);
+    assert_eq!(settings.connections_per_address, 0);
     assert_eq!(settings.log, "warn");
 
     let environment = environment(&[("ROLLCALL_ALLOW_HTTP", "false")]);
@@ -277,6 +279,7 @@ fn defaults_of_serve_are_those_of_the_contract() {
     assert_eq!(settings.log_format, LogFormat::Text);
     assert_eq!(settings.requests_per_minute, 500);
     assert_eq!(settings.failed_tokens_per_minute, 60);
+    assert_eq!(settings.connections_per_address, 256);
     assert!(settings.tls.is_none() && settings.trusted_proxies.is_empty());
     assert!(settings.admin_token.is_none() && !settings.allow_http);
 }

@@ -128,7 +128,7 @@ const RETENTION_RULE: &str = "a duration from 1h to 3650d";
 const LIMIT_RULE: &str = "a whole number from 0 to 1000000";
 
 /// Every setting, in the order in which they are explained.
-pub static SETTINGS: [Setting; 29] = [
+pub static SETTINGS: [Setting; 30] = [
     row(
         "listen",
         Kind::Text,
@@ -291,6 +291,18 @@ pub static SETTINGS: [Setting; 29] = [
              affected. 0 is off.",
             LIMIT_RULE,
             "60",
+        ),
+    ),
+    development(
+        "0",
+        row(
+            "connections_per_address",
+            Kind::Number,
+            "256",
+            "Connections that one address (of IPv6: one /64) may have open; the next one is closed at once, without TLS \
+             with a 429. Addresses in `trusted_proxies` are not counted. All addresses together have 4,096. 0 is off.",
+            LIMIT_RULE,
+            "1000",
         ),
     ),
     development(

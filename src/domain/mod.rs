@@ -8,6 +8,8 @@ pub mod contact;
 pub mod contact_json;
 pub mod contact_rules;
 pub mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz_checks;
 pub mod id;
 pub mod page;
 pub mod strict_json;

@@ -7,13 +7,19 @@
 pub mod auth;
 pub mod caller;
 pub mod caller_address;
+mod chunk_scan;
 pub mod connection;
 pub mod cors;
 pub mod envelope;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz_checks;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz_reference;
 pub mod head_scan;
 pub mod json;
 pub mod limits;
 pub mod listener;
+pub mod places;
 pub mod request_log;
 pub mod tls;
 pub mod write_stall;

@@ -25,6 +25,7 @@ mod delivery_retry;
 mod delivery_scale;
 mod delivery_signing;
 mod delivery_targets;
+mod hostile_callers;
 mod listener_tls;
 mod store_disk_faults;
 mod store_disk_full;
