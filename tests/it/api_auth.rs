@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use http::Method;
 use serde_json::json;
 
+use crate::harness::say;
 use crate::harness::server::TestServer;
 
 /// The table itself: no list of its own that could lack a route.
@@ -133,7 +134,8 @@ async fn every_route_refuses_whoever_may_not_call() {
                     ("token of another app", Some(of_other_app.clone()), own.clone(), no_app),
                     ("token of another service", Some(of_other_service.clone()), own, no_app),
                 ]);
-                for (scope, (app, token)) in of_scope.iter().filter(|(scope, _)| **scope != needed) {
+                for (scope, (app, token)) in of_scope.iter().filter(|(scope, _)| **scope != needed)
+                {
                     let path = filled(&server, &path.replace("{appID}", app));
                     attempts.push((*scope, Some(token.clone()), path, (403, 6_452_002)));
                 }
@@ -160,7 +162,10 @@ async fn every_route_refuses_whoever_may_not_call() {
     let count = |is: fn(&For) -> bool| routes().iter().filter(|route| is(&route.who)).count();
     let of_app = count(|who| matches!(who, For::App(_)));
     let of_admin = count(|who| *who == For::Admin);
-    println!("{} refused pairs of route and attempt: {of_app} routes of apps, {of_admin} of the administrator", seen.len());
+    say(&format!(
+        "{} refused pairs of route and attempt: {of_app} routes of apps, {of_admin} of the administrator",
+        seen.len()
+    ));
     assert_eq!(seen.len(), of_app * 10 + of_admin * 8);
     assert!(of_app >= 17 && of_admin >= 11, "{of_app} {of_admin}");
 }
