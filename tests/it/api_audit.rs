@@ -26,21 +26,8 @@ fn actions(entries: &[Value]) -> Vec<&str> {
     entries.iter().map(|entry| entry["action"].as_str().unwrap()).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_route_that_changes_something_leaves_an_entry_with_its_caller() {
-    let server = TestServer::builder().flag("--trusted-proxies", "127.0.0.1/32").start().await;
-    let receiver = Receiver::start().await;
-    let target = receiver.url();
-    let admin = server.admin().with_header("x-forwarded-for", "203.0.113.1");
-    let made = admin.post("/services", json!({"name": "Secretive"})).await.expect(201);
-    let service = made["serviceId"].as_str().unwrap();
-    let of_service = format!("/services/{service}");
-    let body = json!({"name": "Nameless", "scopes": ALL});
-    let made = admin.post(&format!("{of_service}/apps"), body).await.expect(201);
-    let text = |field: &str| made[field].as_str().unwrap();
-    let (app_id, token) = (text("appID"), text("appToken"));
-    let app = server.app_with(app_id, token).with_header("x-forwarded-for", "203.0.113.2");
-
+/// Calls every route of an app that changes something; gives the contact that it made and deleted.
+async fn change_everything(app: &Api, target: &str) -> String {
     let ana = app.create_contact("Ana", "Reyes").await;
     let path = format!("/contacts/staff/{ana}");
     app.patch(&path, json!({"jobTitle": "Porter"})).await.expect(200);
@@ -58,7 +45,26 @@ async fn every_route_that_changes_something_leaves_an_entry_with_its_caller() {
     app.post("/staff-contact-event-sub/replay", json!({"after": 4})).await.expect(200);
     app.post("/staff-contact-event-sub/secret/rotate", json!({})).await.expect(200);
     app.get("/staff-contact-event-sub/secret").await.expect(200);
-    app.subscribe(false, &target).await.expect(200);
+    app.subscribe(false, target).await.expect(200);
+    ana
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_that_changes_something_leaves_an_entry_with_its_caller() {
+    let server = TestServer::builder().flag("--trusted-proxies", "127.0.0.1/32").start().await;
+    let receiver = Receiver::start().await;
+    let target = receiver.url();
+    let admin = server.admin().with_header("x-forwarded-for", "203.0.113.1");
+    let made = admin.post("/services", json!({"name": "Secretive"})).await.expect(201);
+    let service = made["serviceId"].as_str().unwrap();
+    let of_service = format!("/services/{service}");
+    let body = json!({"name": "Nameless", "scopes": ALL});
+    let made = admin.post(&format!("{of_service}/apps"), body).await.expect(201);
+    let text = |field: &str| made[field].as_str().unwrap();
+    let (app_id, token) = (text("appID"), text("appToken"));
+    let app = server.app_with(app_id, token).with_header("x-forwarded-for", "203.0.113.2");
+
+    let ana = change_everything(&app, &target).await;
     let of_app = format!("{of_service}/apps/{app_id}");
     admin.post(&format!("{of_app}/token/rotate"), json!({})).await.expect(200);
     admin.delete(&of_app).await.expect(200);

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use http::Method;
 use serde_json::json;
 
+use crate::harness::client::Answer;
 use crate::harness::say;
 use crate::harness::server::TestServer;
 
@@ -90,6 +91,19 @@ async fn token_of_other_service(server: &TestServer) -> String {
     app.expect(201)["appToken"].as_str().unwrap().to_owned()
 }
 
+fn check_refusal(answer: &Answer, what: &str, (status, code): (u16, u32), who: For) {
+    assert_eq!(answer.status, status, "{what}: {answer:?}");
+    let message = answer.refused(status, code);
+    match (code, who) {
+        (6_452_002, For::App(needed)) => assert!(message.contains(needed), "{what}"),
+        (6_452_001, _) => assert_eq!(message, "Invalid appID", "{what}"),
+        _ => {
+            assert_eq!(message, "Invalid token", "{what}");
+            assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{what}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_refuses_whoever_may_not_call() {
     let server = TestServer::start().await;
@@ -141,20 +155,11 @@ async fn every_route_refuses_whoever_may_not_call() {
                 }
             }
         }
-        for (attempt, token, target, (status, code)) in attempts {
+        for (attempt, token, target, refusal) in attempts {
             let answer = server.anyone(token.as_deref()).send(method.clone(), &target, "{}").await;
 
             let what = format!("{method} {path} with {attempt}");
-            assert_eq!(answer.status, status, "{what}: {answer:?}");
-            let message = answer.refused(status, code);
-            match (code, who) {
-                (6_452_002, For::App(needed)) => assert!(message.contains(needed), "{what}"),
-                (6_452_001, _) => assert_eq!(message, "Invalid appID", "{what}"),
-                _ => {
-                    assert_eq!(message, "Invalid token", "{what}");
-                    assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{what}");
-                }
-            }
+            check_refusal(&answer, &what, refusal, who);
             assert!(seen.insert(what));
         }
     }

@@ -23,7 +23,8 @@ use super::{contacts, deliveries, open_writer, progress, subscriptions, tenancy}
 use crate::domain::audit::{Action, Origin, SERVER, Subject};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::id::{AppId, IdMaker, ServiceId};
-use crate::store::command::{Command, Reply};
+use crate::domain::tenancy::TokenHash;
+use crate::store::command::{Command, ContactAnswer, ContactChange, Reply};
 use crate::store::queue::{Caller, Group, Queue, RecordListener, Taken};
 use crate::store::{Commit, Error};
 
@@ -100,31 +101,35 @@ impl Change<'_> {
         }
     }
 
+    fn change_contacts(
+        &mut self,
+        service: ServiceId,
+        changes: Vec<ContactChange>,
+    ) -> Result<Vec<Result<ContactAnswer, Error>>, Stop> {
+        self.services.get_mut(self.connection, service)?;
+        let mut answers = Vec::with_capacity(changes.len());
+        for change in changes {
+            answers.push(self.attempt(|inner| contacts::apply(inner, service, change, None))?);
+        }
+        Ok(answers)
+    }
+
     fn run(&mut self, command: Command) -> Result<Reply, Stop> {
         match command {
             Command::ChangeContact { service, change, key } => {
                 contacts::apply(self, service, change, key).map(Reply::Contact)
             }
             Command::ChangeContacts { service, changes } => {
-                self.services.get_mut(self.connection, service)?;
-                let mut answers = Vec::with_capacity(changes.len());
-                for change in changes {
-                    let answer =
-                        self.attempt(|inner| contacts::apply(inner, service, change, None))?;
-                    answers.push(answer);
-                }
-                Ok(Reply::Contacts(answers))
+                self.change_contacts(service, changes).map(Reply::Contacts)
             }
             Command::CreateService(name) => {
                 let service = tenancy::create_service(self, name)?;
-                let subject = Subject { service: Some(service.id), ..Subject::default() };
-                self.note(SERVER, Action::ServiceCreate, subject);
+                self.note(SERVER, Action::ServiceCreate, about_service(service.id));
                 Ok(Reply::Service(service))
             }
             Command::DeleteService(service) => {
                 tenancy::delete_service(self, service)?;
-                let subject = Subject { service: Some(service), ..Subject::default() };
-                self.note(SERVER, Action::ServiceDelete, subject);
+                self.note(SERVER, Action::ServiceDelete, about_service(service));
                 Ok(Reply::Done)
             }
             Command::CreateApp(new) => {
@@ -167,14 +172,12 @@ impl Change<'_> {
             }
             Command::SetAdminToken(token) => {
                 tenancy::set_admin_token(self, token)?;
-                let subject = Subject { token: Some(token.id()), ..Subject::default() };
-                self.note(SERVER, Action::AdminTokenSet, subject);
+                self.note(SERVER, Action::AdminTokenSet, about_token(token));
                 Ok(Reply::Done)
             }
             Command::RotateAdminToken { token, earlier_until } => {
                 tenancy::rotate_admin_token(self, token, earlier_until)?;
-                let subject = Subject { token: Some(token.id()), ..Subject::default() };
-                self.note(SERVER, Action::AdminTokenRotate, subject);
+                self.note(SERVER, Action::AdminTokenRotate, about_token(token));
                 Ok(Reply::Done)
             }
             Command::NoteTokenUse(token) => {
@@ -187,6 +190,14 @@ impl Change<'_> {
 /// A change of an app or of what belongs to it.
 fn about(app: AppId) -> Subject {
     Subject { app: Some(app), ..Subject::default() }
+}
+
+fn about_service(service: ServiceId) -> Subject {
+    Subject { service: Some(service), ..Subject::default() }
+}
+
+fn about_token(token: TokenHash) -> Subject {
+    Subject { token: Some(token.id()), ..Subject::default() }
 }
 
 /// Everyone who waits for a group, with what to tell them once it is committed.
