@@ -2,8 +2,6 @@
 
 use rusqlite::Connection;
 
-use super::super::migrate;
-use super::super::services::Services;
 use super::{Audit, list, remove_old};
 use crate::domain::audit::{Action, Entry, Origin, SERVER, Subject};
 use crate::domain::clock::Timestamp;
@@ -11,6 +9,8 @@ use crate::domain::event::EventKind;
 use crate::domain::id::{ContactId, ServiceId};
 use crate::domain::tenancy::Token;
 use crate::store::rows::AuditQuery;
+use crate::store::sqlite::migrate;
+use crate::store::sqlite::services::Services;
 
 const SERVICE: ServiceId = ServiceId::from_bytes([1; 16]);
 const OTHER: ServiceId = ServiceId::from_bytes([2; 16]);
