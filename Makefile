@@ -65,6 +65,9 @@ TARGET ?=
 .PHONY: fuzz
 fuzz: ## Fuzz the parsers that see bytes from outside, each for SECONDS (600): make fuzz TARGET=url
 	CARGO=$(CARGO) fuzz/run.sh $(SECONDS) $(TARGET)
+.PHONY: bench-lookups
+bench-lookups: ## Measure whether look-ups tell that an id exists in another service (20 seconds)
+	$(CARGO) bench --bench throughput --locked -- --only lookups
 
 .PHONY: bench-isolation bench-refusing bench-backlog bench-idle
 bench-isolation: ## Measure 10,000 subscriptions of which a tenth hang, refuse or fail (two minutes)

@@ -135,13 +135,15 @@ pub(super) async fn get_delivery(state: Arc<State>, caller: Caller, call: Call) 
 
 pub(super) async fn redeliver(state: Arc<State>, caller: Caller, call: Call) -> Answer {
     let sequence = sequence_of(&call)?;
-    let row = state.subscriptions.redeliver(caller.service(), caller.app(), sequence).await?;
+    let (origin, service, app) = (call.origin, caller.service(), caller.app());
+    let row = state.subscriptions.redeliver(origin, service, app, sequence).await?;
     Ok(success(StatusCode::OK, &to_json(&delivery_body(&row))?))
 }
 
 pub(super) async fn replay(state: Arc<State>, caller: Caller, mut call: Call) -> Answer {
     let from = replay_from(JsonObject::parse(&call.body().await?)?)?;
-    let replayed = state.subscriptions.replay(caller.service(), caller.app(), from).await?;
+    let (origin, service, app) = (call.origin, caller.service(), caller.app());
+    let replayed = state.subscriptions.replay(origin, service, app, from).await?;
     let body = format!(r#"{{"after":{},"newest":{}}}"#, replayed.after, replayed.newest);
     Ok(success(StatusCode::OK, &body))
 }

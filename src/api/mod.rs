@@ -4,6 +4,8 @@
 //! and writes the answer. `docs/api.md` describes every route; a test compares it with the table.
 
 pub mod admin;
+pub mod admin_audit;
+pub mod admin_token;
 pub mod conditions;
 pub mod contact_batch;
 pub mod contacts;

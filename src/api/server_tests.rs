@@ -18,6 +18,7 @@ use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::tenancy::Token;
 use crate::feed::Feed;
 use crate::http::places::Places;
+use crate::http::auth::AdminSetting;
 use crate::http::{self, Http, listener};
 use crate::store::sqlite::Embedded;
 use crate::store::sqlite::retention::Retention;
@@ -61,8 +62,15 @@ impl Server {
         .unwrap();
         let feed = Feed::new(Arc::clone(&store.read), CancellationToken::new());
         store.write.queue().add_listener(feed.listener());
+        let uses = store.write.clone();
         let state = super::State {
-            http: Arc::new(Http::new(&http_settings(), store.read.clone(), clock.clone(), epoch)),
+            http: Arc::new(Http::new(
+                &http_settings(),
+                store.read.clone(),
+                clock.clone(),
+                epoch,
+                Arc::new(move |token| uses.note_token_use(token)),
+            )),
             read: store.read.clone(),
             directory: Directory::new(store.write.clone()),
             subscriptions: Subscriptions {
@@ -129,7 +137,10 @@ impl Server {
 
 fn http_settings() -> http::Settings {
     http::Settings {
-        admin_token: Some(Token::from_text(ADMIN)),
+        admin_token: Some(AdminSetting {
+            token: Token::from_text(ADMIN),
+            name: AdminSetting::VALUE,
+        }),
         cors_origins: vec!["https://page.example".to_owned()],
         ..http::Settings::default()
     }

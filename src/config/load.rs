@@ -58,6 +58,8 @@ pub struct Settings {
     pub store: Store,
     /// The admin token, when the operator chose one; from `admin_token` or `admin_token_file`.
     pub admin_token: Option<Token>,
+    /// Where it was read from, if from a file.
+    pub admin_token_file: Option<PathBuf>,
     /// Networks that may be called although they are not public.
     pub allow_targets: Vec<IpNet>,
     /// Networks that are never called.
@@ -97,6 +99,8 @@ pub struct Settings {
     pub event_retention: Duration,
     /// Age at which failed attempts are removed; 1 hour to 10 years.
     pub attempt_retention: Duration,
+    /// Age at which entries of the audit log are removed; 1 hour to 10 years.
+    pub audit_retention: Duration,
     /// Web origins that may call the API.
     pub cors_origins: CorsOrigins,
     /// What is logged, in the filter syntax of `tracing-subscriber`.
@@ -115,6 +119,7 @@ impl fmt::Debug for Settings {
             data_dir,
             store,
             admin_token,
+            admin_token_file,
             allow_targets,
             deny_targets,
             allow_hosts,
@@ -134,6 +139,7 @@ impl fmt::Debug for Settings {
             max_in_flight,
             event_retention,
             attempt_retention,
+            audit_retention,
             cors_origins,
             log,
             log_format,
@@ -145,6 +151,7 @@ impl fmt::Debug for Settings {
             .field("data_dir", data_dir)
             .field("store", store)
             .field("admin_token", admin_token)
+            .field("admin_token_file", admin_token_file)
             .field("allow_targets", allow_targets)
             .field("deny_targets", deny_targets)
             .field("allow_hosts", allow_hosts)
@@ -164,6 +171,7 @@ impl fmt::Debug for Settings {
             .field("max_in_flight", max_in_flight)
             .field("event_retention", event_retention)
             .field("attempt_retention", attempt_retention)
+            .field("audit_retention", audit_retention)
             .field("cors_origins", cors_origins)
             .field("log", log)
             .field("log_format", log_format)
@@ -226,13 +234,15 @@ struct Reader {
 impl Reader {
     fn read_all(&mut self) -> Settings {
         let limit = 0..=1_000_000;
+        let (admin_token, admin_token_file) = self.read_admin_token();
         Settings {
             listen: self.read("listen", parse::simple),
             tls: self.read_tls_files(),
             trusted_proxies: self.read("trusted_proxies", |text| parse::list(text, parse::network)),
             data_dir: self.read("data_dir", parse::path),
             store: self.read("store", parse::store),
-            admin_token: self.read_admin_token(),
+            admin_token,
+            admin_token_file,
             allow_targets: self.read("allow_targets", |text| parse::list(text, parse::network)),
             deny_targets: self.read("deny_targets", |text| parse::list(text, parse::network)),
             allow_hosts: self.read("allow_hosts", |text| parse::list(text, parse::host)),
@@ -255,6 +265,7 @@ impl Reader {
             max_in_flight: self.read("max_in_flight", |text| parse::number(text, &(1..=256))),
             event_retention: self.read("event_retention", parse::retention),
             attempt_retention: self.read("attempt_retention", parse::retention),
+            audit_retention: self.read("audit_retention", parse::retention),
             cors_origins: self.read("cors_origins", parse::cors_origins),
             log: self.read("log", parse::log_filter),
             log_format: self.read("log_format", parse::log_format),
@@ -289,21 +300,21 @@ impl Reader {
         None
     }
 
-    fn read_admin_token(&mut self) -> Option<Token> {
+    /// The admin token, and the file that it comes from.
+    fn read_admin_token(&mut self) -> (Option<Token>, Option<PathBuf>) {
         let chosen = self.read("admin_token", parse::admin_token);
         let file = self.read("admin_token_file", parse::optional_path);
-        let Some(path) = file else { return chosen };
+        let Some(path) = file else { return (chosen, None) };
         let why = if !self.raw.values["admin_token"].text.is_empty() {
             "admin_token is set too, give one of the two".to_owned()
         } else {
-            match read_token(&path) {
-                Ok(Some(token)) => return Some(token),
-                Ok(None) => "the file is empty".to_owned(),
+            match read_admin_token_file(&path) {
+                Ok(token) => return (Some(token), Some(path)),
                 Err(why) => why,
             }
         };
         self.refuse("admin_token_file", &why);
-        None
+        (None, None)
     }
 
     fn judge_timeouts(&mut self, settings: &Settings) {
@@ -337,9 +348,14 @@ impl Reader {
     }
 }
 
-fn read_token(path: &Path) -> parse::Parsed<Option<Token>> {
+/// The admin token in a file; at start, and whenever the server is told to read it again.
+///
+/// # Errors
+///
+/// What is wrong with the file, without what is in it.
+pub fn read_admin_token_file(path: &Path) -> Result<Token, String> {
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    parse::admin_token(text.trim_end())
+    parse::admin_token(text.trim_end())?.ok_or_else(|| "the file is empty".to_owned())
 }
 
 #[cfg(test)]

@@ -149,6 +149,7 @@ fn values_at_their_limits_are_accepted_and_their_neighbours_refused() {
     check("max_in_flight", &["1", "256"], &["0", "257", "-1", "x"]);
     check("event_retention", &["1h", "3650d"], &["59m", "3651d", "30", ""]);
     check("attempt_retention", &["1h", "60m", "3650d"], &["59m", "3651d"]);
+    check("audit_retention", &["1h", "365d", "3650d"], &["59m", "3651d"]);
     check("requests_per_minute", &["0", "1000000"], &["1000001", ""]);
     check("connections_per_address", &["0", "1000000"], &["1000001", "-1", ""]);
     check("failed_tokens_per_minute", &["0", "1000000"], &["1000001", "-1", ""]);

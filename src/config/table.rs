@@ -128,7 +128,7 @@ const RETENTION_RULE: &str = "a duration from 1h to 3650d";
 const LIMIT_RULE: &str = "a whole number from 0 to 1000000";
 
 /// Every setting, in the order in which they are explained.
-pub static SETTINGS: [Setting; 30] = [
+pub static SETTINGS: [Setting; 31] = [
     row(
         "listen",
         Kind::Text,
@@ -195,8 +195,8 @@ pub static SETTINGS: [Setting; 30] = [
         "admin_token_file",
         Kind::Path,
         "",
-        "A file that holds the admin token, read once at start; white space at its end is ignored. Not together with \
-         `admin_token`.",
+        "A file that holds the admin token, read at start and at each SIGHUP; white space at its end is ignored. Not \
+         together with `admin_token`.",
         "a readable file with 32 to 512 visible ASCII characters, without spaces",
         "/run/secrets/rollcall-admin-token",
     ),
@@ -389,6 +389,15 @@ pub static SETTINGS: [Setting; 30] = [
         "How long the failed attempts of a delivery can be looked at.",
         RETENTION_RULE,
         "7d",
+    ),
+    row(
+        "audit_retention",
+        Kind::Duration,
+        "365d",
+        "How long the audit log says who changed what. An entry of a contact takes about 20 bytes under load, others \
+         about 100.",
+        RETENTION_RULE,
+        "365d",
     ),
     row(
         "cors_origins",

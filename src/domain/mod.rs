@@ -1,8 +1,9 @@
-//! What the system talks about: identifiers, tenants, staff contacts, events, subscriptions.
+//! What the system talks about: identifiers, tenants, staff contacts, events, subscriptions, who changed what.
 //!
 //! Pure decisions and types. Nothing here does I/O, awaits, reads a clock or logs; time and
 //! random numbers come in as arguments, so that every rule can be tested by itself.
 
+pub mod audit;
 pub mod clock;
 pub mod contact;
 pub mod contact_json;

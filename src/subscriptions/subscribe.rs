@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::delivery::challenge::{self, Nonce};
+use crate::domain::audit::Origin;
 use crate::domain::contact::FieldError;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::{Subscription, URL_BYTES_MAX};
@@ -46,6 +47,7 @@ impl Subscriptions {
     /// Refused with the step, too many challenges, superseded by a later ticket, unavailable.
     pub async fn subscribe(
         &self,
+        origin: Origin,
         service: ServiceId,
         app: AppId,
         ticket: Ticket,
@@ -53,7 +55,7 @@ impl Subscriptions {
     ) -> Result<Subscription, SubscribeError> {
         self.challenge(service, app, &url).await?;
         let wish = SubscriptionWish::Enable { url, verified_at: self.clock.now() };
-        Ok(self.write.set_subscription(service, app, ticket.0, wish).await?)
+        Ok(self.write.by(origin).set_subscription(service, app, ticket.0, wish).await?)
     }
 
     /// Has the stored URL of an app echo a challenge and changes nothing, whether it is enabled or not: the app's
@@ -96,6 +98,7 @@ impl Subscriptions {
     /// Refused when the URL is too long, superseded by a later ticket, unavailable.
     pub async fn unsubscribe(
         &self,
+        origin: Origin,
         service: ServiceId,
         app: AppId,
         ticket: Ticket,
@@ -106,6 +109,6 @@ impl Subscriptions {
             return Err(Error::Refused(FieldError::new("url", rule)).into());
         }
         let wish = SubscriptionWish::Disable { url };
-        Ok(self.write.set_subscription(service, app, ticket.0, wish).await?)
+        Ok(self.write.by(origin).set_subscription(service, app, ticket.0, wish).await?)
     }
 }

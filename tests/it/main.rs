@@ -7,6 +7,7 @@
 mod harness;
 
 mod api_admin;
+mod api_audit;
 mod api_auth;
 mod api_challenge;
 mod api_contacts;

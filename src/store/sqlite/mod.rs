@@ -3,6 +3,7 @@
 //! Write-ahead log with `synchronous=FULL`: a commit that returned is on the disk. `NORMAL` would lose
 //! acknowledged changes at a power cut.
 
+mod audit;
 mod contacts;
 mod deliveries;
 mod emails;
@@ -25,8 +26,8 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::queue::{Queue, Write};
 use super::rows::{
-    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, LogPage,
-    SubscriptionStatus,
+    AuditPage, AuditQuery, ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow,
+    LaterEvents, LogPage, SubscriptionStatus, TokenOfApp,
 };
 use super::{Answer, Error, Read, Store};
 use crate::domain::clock::{Clock, Timestamp};
@@ -35,7 +36,7 @@ use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::page::Page;
 use crate::domain::subscription::{StoredSecret, Subscription};
-use crate::domain::tenancy::{App, Service, TokenHash};
+use crate::domain::tenancy::{App, Service, StoredToken, TokenHash};
 
 use self::pool::Pool;
 use self::retention::Retention;
@@ -56,7 +57,7 @@ const READER_CACHE_KIB: i64 = 4_096;
 /// Bytes of the log that are written again at once. More takes memory, fewer takes more calls.
 const SETTLE_BYTES: usize = 1024 * 1024;
 /// Prepared statements kept per connection: every statement there is, with room.
-const STATEMENTS_CACHED: usize = 96;
+const STATEMENTS_CACHED: usize = 128;
 
 /// An open embedded store: dropping it without [`Self::close`] loses nothing that was acknowledged.
 #[derive(Debug)]
@@ -239,12 +240,29 @@ struct Reader {
 }
 
 impl Read for Reader {
-    fn find_app_by_token(&self, token: TokenHash, now: Timestamp) -> Answer<'_, Option<App>> {
+    fn find_app_by_token(
+        &self,
+        token: TokenHash,
+        now: Timestamp,
+    ) -> Answer<'_, Option<TokenOfApp>> {
         self.pool.read(move |c| tenancy::find_app_by_token(c, token, now))
     }
 
-    fn find_admin_token(&self) -> Answer<'_, Option<TokenHash>> {
-        self.pool.read(tenancy::find_admin_token)
+    fn list_admin_tokens(&self, now: Timestamp) -> Answer<'_, Vec<StoredToken>> {
+        self.pool.read(move |c| tenancy::list_admin_tokens(c, now))
+    }
+
+    fn list_tokens(
+        &self,
+        service: ServiceId,
+        apps: Vec<AppId>,
+        now: Timestamp,
+    ) -> Answer<'_, Vec<Vec<StoredToken>>> {
+        self.pool.read(move |c| tenancy::list_tokens(c, service, &apps, now))
+    }
+
+    fn list_audit(&self, service: ServiceId, query: AuditQuery) -> Answer<'_, Option<AuditPage>> {
+        self.pool.scan(move |c| audit::list(c, service, query))
     }
 
     fn find_service(&self, service: ServiceId) -> Answer<'_, Option<Service>> {

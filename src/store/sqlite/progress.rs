@@ -6,6 +6,7 @@ use super::deliveries;
 use super::events::{int, time, uint};
 use super::subscriptions::{failing_of, select_enabled, select_one, subscription_of};
 use super::writer::{Change, Stop};
+use crate::domain::audit::{Action, Subject};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::subscription::Enabled;
@@ -127,6 +128,9 @@ fn disable(change: &mut Change<'_>, record: &Record, reason: &str) -> Result<(),
         )?
         .execute(params![key.0, key.1])?;
     change.commit.subscriptions.push((record.service, record.app));
+    let (app, reason) = (Some(record.app), Some(reason.to_owned()));
+    let subject = Subject { app, reason, ..Subject::default() };
+    change.note(record.service, Action::SubscriptionDisable, subject);
     Ok(())
 }
 

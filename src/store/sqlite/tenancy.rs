@@ -8,11 +8,10 @@ use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::page::Page;
 use crate::domain::subscription::{SIGNING_SECRETS_MAX, SigningSecret, StoredSecret};
-use crate::domain::tenancy::{App, Scopes, Service, TokenHash};
+use crate::domain::tenancy::{App, Scopes, Service, StoredToken, TokenHash, hour_of};
 use crate::store::command::NewApp;
+use crate::store::rows::TokenOfApp;
 use crate::store::{ChangedSecrets, Error};
-
-const ADMIN_TOKEN: &str = "admin_token_hash";
 
 fn app_of(row: &Row<'_>) -> Result<App, rusqlite::Error> {
     Ok(App {
@@ -36,25 +35,62 @@ pub(super) fn find_app_by_token(
     connection: &Connection,
     token: TokenHash,
     now: Timestamp,
-) -> Result<Option<App>, rusqlite::Error> {
+) -> Result<Option<TokenOfApp>, rusqlite::Error> {
     connection
         .prepare_cached(
-            "SELECT a.service, a.app, a.name, a.scopes, a.created_at FROM app_tokens t \
+            "SELECT a.service, a.app, a.name, a.scopes, a.created_at, t.used_at FROM app_tokens t \
              JOIN apps a ON a.service = t.service AND a.app = t.app \
              JOIN services s ON s.service = t.service \
              WHERE t.hash = ?1 AND (t.expires_at IS NULL OR t.expires_at > ?2) AND s.hidden = 0",
         )?
-        .query_row(params![token.0, now.millis()], app_of)
+        .query_row(params![token.0, now.millis()], |row| {
+            Ok(TokenOfApp { app: app_of(row)?, used_at: time_or_none(row, 5)? })
+        })
         .optional()
 }
 
-pub(super) fn find_admin_token(
+/// The token in a row of hash and times.
+fn token_of(row: &Row<'_>) -> Result<StoredToken, rusqlite::Error> {
+    Ok(StoredToken {
+        hash: TokenHash(row.get(0)?),
+        created_at: time_or_none(row, 1)?,
+        used_at: time_or_none(row, 2)?,
+        expires_at: time_or_none(row, 3)?,
+    })
+}
+
+/// The one that does not expire comes last.
+pub(super) fn list_admin_tokens(
     connection: &Connection,
-) -> Result<Option<TokenHash>, rusqlite::Error> {
+    now: Timestamp,
+) -> Result<Vec<StoredToken>, rusqlite::Error> {
     connection
-        .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
-        .query_row([ADMIN_TOKEN], |row| row.get(0).map(TokenHash))
-        .optional()
+        .prepare_cached(
+            "SELECT hash, created_at, used_at, expires_at FROM admin_tokens \
+             WHERE expires_at IS NULL OR expires_at > ?1 ORDER BY expires_at IS NULL, expires_at",
+        )?
+        .query_map([now.millis()], token_of)?
+        .collect()
+}
+
+/// The tokens of each of these apps, in the order in which they end.
+pub(super) fn list_tokens(
+    connection: &Connection,
+    service: ServiceId,
+    apps: &[AppId],
+    now: Timestamp,
+) -> Result<Vec<Vec<StoredToken>>, rusqlite::Error> {
+    let mut of_app = connection.prepare_cached(
+        "SELECT hash, created_at, used_at, expires_at FROM app_tokens WHERE service = ?1 AND app = ?2 \
+         AND (expires_at IS NULL OR expires_at > ?3) ORDER BY expires_at IS NULL, expires_at, created_at",
+    )?;
+    apps.iter()
+        .map(|app| {
+            of_app
+                .query_map(params![service.as_bytes(), app.as_bytes(), now.millis()], token_of)?
+                .collect()
+        })
+        .collect()
 }
 
 pub(super) fn find_service(
@@ -173,6 +209,9 @@ pub(super) fn delete_service(change: &mut Change<'_>, service: ServiceId) -> Res
     Ok(())
 }
 
+const INSERT_TOKEN: &str =
+    "INSERT INTO app_tokens (hash, service, app, created_at) VALUES (?1, ?2, ?3, ?4)";
+
 pub(super) fn create_app(change: &mut Change<'_>, new: NewApp) -> Result<App, Stop> {
     change.services.get_mut(change.connection, new.service)?;
     let id = AppId::make(change.ids, change.now);
@@ -183,10 +222,12 @@ pub(super) fn create_app(change: &mut Change<'_>, new: NewApp) -> Result<App, St
             "INSERT INTO apps (service, app, name, scopes, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
         .execute(params![key.0, key.1, new.name, new.scopes.bits(), change.now.millis()])?;
-    change
-        .connection
-        .prepare_cached("INSERT INTO app_tokens (hash, service, app) VALUES (?1, ?2, ?3)")?
-        .execute(params![new.token.0, key.0, key.1])?;
+    change.connection.prepare_cached(INSERT_TOKEN)?.execute(params![
+        new.token.0,
+        key.0,
+        key.1,
+        change.now.millis()
+    ])?;
     change
         .connection
         .prepare_cached(
@@ -249,10 +290,12 @@ pub(super) fn rotate_token(
              AND (expires_at IS NULL OR expires_at > ?3)",
         )?
         .execute(params![service.as_bytes(), app.as_bytes(), earlier_until.millis()])?;
-    change
-        .connection
-        .prepare_cached("INSERT INTO app_tokens (hash, service, app) VALUES (?1, ?2, ?3)")?
-        .execute(params![token.0, service.as_bytes(), app.as_bytes()])?;
+    change.connection.prepare_cached(INSERT_TOKEN)?.execute(params![
+        token.0,
+        service.as_bytes(),
+        app.as_bytes(),
+        change.now.millis()
+    ])?;
     change.commit.tenancy = true;
     Ok(())
 }
@@ -299,11 +342,47 @@ pub(super) fn rotate_secret(
     Ok(())
 }
 
+/// Makes this the only admin token.
 pub(super) fn set_admin_token(change: &mut Change<'_>, token: TokenHash) -> Result<(), Stop> {
+    change.connection.prepare_cached("DELETE FROM admin_tokens")?.execute([])?;
+    insert_admin_token(change, token)
+}
+
+/// Gives a new admin token; the earlier ones work until `earlier_until`.
+pub(super) fn rotate_admin_token(
+    change: &mut Change<'_>,
+    token: TokenHash,
+    earlier_until: Timestamp,
+) -> Result<(), Stop> {
+    // Never lengthens the life of a token that a rotation before this one already limits.
     change
         .connection
-        .prepare_cached("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)")?
-        .execute(params![ADMIN_TOKEN, token.0])?;
+        .prepare_cached(
+            "UPDATE admin_tokens SET expires_at = ?1 WHERE expires_at IS NULL OR expires_at > ?1",
+        )?
+        .execute([earlier_until.millis()])?;
+    insert_admin_token(change, token)
+}
+
+fn insert_admin_token(change: &mut Change<'_>, token: TokenHash) -> Result<(), Stop> {
+    change
+        .connection
+        .prepare_cached("INSERT INTO admin_tokens (hash, created_at) VALUES (?1, ?2)")?
+        .execute(params![token.0, change.now.millis()])?;
     change.commit.tenancy = true;
+    Ok(())
+}
+
+/// Records the hour in which a token is used. Who may call stays the same, so nothing that is remembered of tokens ends.
+pub(super) fn note_token_use(change: &mut Change<'_>, token: TokenHash) -> Result<(), Stop> {
+    let hour = hour_of(change.now).millis();
+    for table in ["app_tokens", "admin_tokens"] {
+        change
+            .connection
+            .prepare_cached(&format!(
+                "UPDATE {table} SET used_at = ?2 WHERE hash = ?1 AND (used_at IS NULL OR used_at < ?2)"
+            ))?
+            .execute(params![token.0, hour])?;
+    }
     Ok(())
 }
