@@ -12,6 +12,7 @@ mod deliveries;
 mod dev;
 mod dev_credentials;
 mod events;
+mod key;
 mod listen;
 mod listen_answer;
 mod listen_receiver;
@@ -88,6 +89,9 @@ enum Command {
     /// Replace a lost admin token while no server runs.
     #[command(subcommand)]
     AdminToken(admin_token::AdminTokenCommand),
+    /// Replace the key that seals signing secrets, while no server runs.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Check and show settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -139,6 +143,7 @@ async fn run_command(command: Command) -> anyhow::Result<()> {
         Command::Deliveries(command) => deliveries::run(command).await,
         Command::Replay(args) => deliveries::replay(args).await,
         Command::AdminToken(command) => admin_token::run(command).await,
+        Command::Key(command) => key::run(command).await,
         Command::Config(command) => config::run(command),
     }
 }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -17,6 +17,7 @@ use super::raw::{Raw, Source, Sources, Written, collect};
 use super::table::{SETTINGS, find, shown_proxy};
 use crate::domain::tenancy::Token;
 use crate::http::tls::TlsFiles;
+use crate::store::keyring::Keyring;
 
 /// Where contacts, events and progress are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub struct Settings {
     pub store: Store,
     /// The admin token, when the operator chose one; from `admin_token` or `admin_token_file`.
     pub admin_token: Option<Token>,
+    /// The keys of signing secrets, when the operator gave them; from `secret_key` or `secret_key_file`.
+    pub secret_key: Option<Keyring>,
     /// Networks that may be called although they are not public.
     pub allow_targets: Vec<IpNet>,
     /// Networks that are never called.
@@ -113,6 +116,7 @@ impl fmt::Debug for Settings {
             data_dir,
             store,
             admin_token,
+            secret_key,
             allow_targets,
             deny_targets,
             allow_hosts,
@@ -142,6 +146,7 @@ impl fmt::Debug for Settings {
             .field("data_dir", data_dir)
             .field("store", store)
             .field("admin_token", admin_token)
+            .field("secret_key", secret_key)
             .field("allow_targets", allow_targets)
             .field("deny_targets", deny_targets)
             .field("allow_hosts", allow_hosts)
@@ -228,7 +233,8 @@ impl Reader {
             trusted_proxies: self.read("trusted_proxies", |text| parse::list(text, parse::network)),
             data_dir: self.read("data_dir", parse::path),
             store: self.read("store", parse::store),
-            admin_token: self.read_admin_token(),
+            admin_token: self.read_text_or_file("admin_token", parse::admin_token),
+            secret_key: self.read_text_or_file("secret_key", parse::secret_key),
             allow_targets: self.read("allow_targets", |text| parse::list(text, parse::network)),
             deny_targets: self.read("deny_targets", |text| parse::list(text, parse::network)),
             allow_hosts: self.read("allow_hosts", |text| parse::list(text, parse::host)),
@@ -283,20 +289,27 @@ impl Reader {
         None
     }
 
-    fn read_admin_token(&mut self) -> Option<Token> {
-        let chosen = self.read("admin_token", parse::admin_token);
-        let file = self.read("admin_token_file", parse::optional_path);
+    /// A secret that stands in a setting, or in the file that the setting of this name and `_file` names.
+    fn read_text_or_file<T>(
+        &mut self,
+        name: &'static str,
+        parse: fn(&str) -> parse::Parsed<Option<T>>,
+    ) -> Option<T> {
+        let name_of_file = format!("{name}_file");
+        let chosen = self.read(name, parse);
+        let file = self.read(&name_of_file, parse::optional_path);
         let Some(path) = file else { return chosen };
-        let why = if !self.raw.values["admin_token"].text.is_empty() {
-            "admin_token is set too, give one of the two".to_owned()
+        let why = if !self.raw.values[name].text.is_empty() {
+            format!("{name} is set too, give one of the two")
         } else {
-            match read_token(&path) {
-                Ok(Some(token)) => return Some(token),
+            let text = fs::read_to_string(&path).map_err(|error| error.to_string());
+            match text.and_then(|text| parse(text.trim_end())) {
+                Ok(Some(value)) => return Some(value),
                 Ok(None) => "the file is empty".to_owned(),
                 Err(why) => why,
             }
         };
-        self.refuse("admin_token_file", &why);
+        self.refuse(&name_of_file, &why);
         None
     }
 
@@ -329,11 +342,6 @@ impl Reader {
         };
         SETTINGS.iter().map(shown).collect()
     }
-}
-
-fn read_token(path: &Path) -> parse::Parsed<Option<Token>> {
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    parse::admin_token(text.trim_end())
 }
 
 #[cfg(test)]

@@ -18,10 +18,11 @@ use super::pool::Pool;
 use super::retention::Retention;
 use super::services::Services;
 use super::upkeep::Upkeep;
-use super::{contacts, deliveries, open_writer, progress, subscriptions, tenancy};
+use super::{contacts, deliveries, open_writer, progress, secrets, subscriptions, tenancy};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::id::IdMaker;
 use crate::store::command::{Command, Reply};
+use crate::store::keyring::Keyring;
 use crate::store::queue::{Caller, Group, Queue, RecordListener, Taken};
 use crate::store::{Commit, Error};
 
@@ -60,17 +61,30 @@ impl From<Error> for Stop {
     }
 }
 
+/// What makes new identifiers and seals new secrets.
+struct Makers {
+    ids: IdMaker,
+    keys: Option<Keyring>,
+}
+
 /// The transaction that is being run.
 pub(super) struct Change<'a> {
     pub(super) connection: &'a Connection,
     pub(super) services: &'a mut Services,
     pub(super) emails: &'a mut Emails,
     pub(super) ids: &'a IdMaker,
+    /// None when the store was opened for something that needs no secrets.
+    pub(super) keys: Option<&'a Keyring>,
     pub(super) now: Timestamp,
     pub(super) commit: Commit,
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
+    /// The keys of signing secrets.
+    pub(super) fn keys(&self) -> Result<&'a Keyring, Error> {
+        self.keys.ok_or_else(|| Error::Internal("opened without the keys of secrets".to_owned()))
+    }
+
     /// Runs one command. A refusal after a write would leave half of it behind: that ends the group instead.
     fn attempt<T>(
         &mut self,
@@ -118,7 +132,7 @@ impl Change<'_> {
                     .map(|()| Reply::Done)
             }
             Command::RotateSecret { service, app, secret, earlier_until } => {
-                tenancy::rotate_secret(self, service, app, &secret, earlier_until)
+                secrets::rotate_secret(self, service, app, &secret, earlier_until)
                     .map(|()| Reply::Done)
             }
             Command::SetSubscription { service, app, ticket, wish } => {
@@ -175,7 +189,7 @@ pub(super) struct Writer {
     clock: Arc<dyn Clock>,
     services: Services,
     emails: Emails,
-    ids: IdMaker,
+    makers: Makers,
     checkpointed: bool,
     upkeep: Upkeep,
     upkeep_at: Moment,
@@ -193,6 +207,7 @@ impl Writer {
         pool: Arc<Pool>,
         clock: Arc<dyn Clock>,
         retention: Retention,
+        keys: Option<Keyring>,
     ) -> Self {
         let now = clock.moment();
         Self {
@@ -203,7 +218,7 @@ impl Writer {
             clock,
             services: Services::default(),
             emails: Emails::default(),
-            ids: IdMaker::new(),
+            makers: Makers { ids: IdMaker::new(), keys },
             checkpointed: true,
             upkeep: Upkeep::new(retention),
             upkeep_at: now,
@@ -253,7 +268,7 @@ impl Writer {
         let mut answers = Answers::default();
         let now = self.clock.now();
         let (services, emails) = (&mut self.services, &mut self.emails);
-        match transact(connection, services, emails, &self.ids, now, group, &mut answers) {
+        match transact(connection, services, emails, &self.makers, now, group, &mut answers) {
             Ok(commit) => {
                 self.recovered();
                 self.queue.tell(&commit);
@@ -412,7 +427,7 @@ fn transact(
     connection: &mut Connection,
     services: &mut Services,
     emails: &mut Emails,
-    ids: &IdMaker,
+    makers: &Makers,
     now: Timestamp,
     group: Group,
     answers: &mut Answers,
@@ -421,7 +436,9 @@ fn transact(
         .execute_batch("BEGIN IMMEDIATE")
         .err()
         .map(|error| Failure { error, during: "begin" });
-    let mut change = Change { connection, services, emails, ids, now, commit: Commit::default() };
+    let Makers { ids, keys } = makers;
+    let (keys, commit) = (keys.as_ref(), Commit::default());
+    let mut change = Change { connection, services, emails, ids, keys, now, commit };
     for waiting in group.records {
         let mut result = Ok(());
         if failure.is_none() {
