@@ -22,7 +22,7 @@ pub(super) enum KeyCommand {
         #[command(flatten)]
         data_dir: DataDir,
     },
-    /// Print a new key for the settings secret_key and secret_key_file.
+    /// Print a new key for the settings `secret_key` and `secret_key_file`.
     Generate,
 }
 

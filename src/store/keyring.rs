@@ -29,7 +29,7 @@ const LINE_PREFIX: &str = "rollcall-key-1 ";
 const PURPOSE: &[u8] = b"rollcall signing secret 1\0";
 
 /// What goes wrong with keys and with what they sealed. Holds no byte of either.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// The text of a key.
     #[error("a key is {KEY_BYTES} random bytes in base64, 44 characters")]
@@ -255,8 +255,8 @@ impl Keyring {
     pub fn open(&self, place: SecretPlace, id: KeyId, sealed: &[u8]) -> Result<Vec<u8>, KeyError> {
         let key = self.0.iter().find(|key| key.id == id).ok_or(KeyError::Unknown(id))?;
         let damaged = KeyError::Damaged(id);
-        let (nonce, text) = sealed.split_at_checked(NONCE_LEN).ok_or_else(|| damaged.clone())?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| damaged.clone())?;
+        let (nonce, text) = sealed.split_at_checked(NONCE_LEN).ok_or(damaged)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| damaged)?;
         let mut text = text.to_vec();
         let opened = key.cipher.open_in_place(nonce, Aad::from(place.bytes()), &mut text);
         let length = opened.map_err(|_| damaged)?.len();
