@@ -181,7 +181,7 @@ async fn deliveries(app: &Api, receiver: &Receiver, used: &mut Used) {
     used.error(app.subscribe(true, &format!("https://127.0.0.1.invalid/?{IN_QUERY}")).await);
     receiver.answer_challenges(|seen| Reply::consent(&seen.challenge()));
     app.subscribe(true, &url).await.expect(200);
-    let parity = |seen: &crate::harness::receiver::Seen| seen.sequence() % 3 == 0;
+    let parity = |seen: &crate::harness::receiver::Seen| seen.sequence().is_multiple_of(3);
     receiver.answer(move |seen| {
         let first = seen.header("rollcall-attempt") == "1";
         if first && parity(seen) { Reply::body(500, IN_ANSWER) } else { Reply::status(200) }
