@@ -26,12 +26,13 @@ use crate::domain::clock::{Clock, SystemClock, Timestamp};
 use crate::domain::tenancy::Token;
 use crate::feed::Feed;
 use crate::http::Http;
-use crate::http::places::Places;
 use crate::http::auth::AdminSetting;
+use crate::http::places::Places;
 use crate::http::tls::Tls;
-use crate::store::Store;
-use crate::store::sqlite::Embedded;
+use crate::store::keyring::{Key, KeyId};
 use crate::store::sqlite::retention::Retention;
+use crate::store::sqlite::{Embedded, Keys};
+use crate::store::{self, Store};
 use crate::subscriptions::verification_limits::VerificationLimits;
 use crate::subscriptions::{self, Subscriptions};
 use crate::{api, http};
@@ -87,7 +88,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         attempts: settings.attempt_retention,
         audit: settings.audit_retention,
     };
-    let embedded = open_store(data_dir.clone(), Arc::clone(&clock), retention).await?;
+    let embedded =
+        open_store(data_dir.clone(), Arc::clone(&clock), retention, keys_of(&settings)).await?;
     let store = embedded.store.clone();
     let new_admin_token = first_admin_token(&settings, &store, clock.now()).await?;
     let epoch = count_tenancy_changes(&store);
@@ -189,8 +191,14 @@ async fn open_store(
     data_dir: PathBuf,
     clock: Arc<dyn Clock>,
     retention: Retention,
+    keys: Keys,
 ) -> anyhow::Result<Embedded> {
-    Ok(tokio::task::spawn_blocking(move || Embedded::open(&data_dir, clock, retention)).await??)
+    let open = move || Embedded::open_with(&data_dir, clock, retention, keys);
+    Ok(tokio::task::spawn_blocking(open).await??)
+}
+
+fn keys_of(settings: &Settings) -> Keys {
+    settings.secret_key.clone().map_or(Keys::File, Keys::Given)
 }
 
 /// Makes the admin token at the very first start, unless the operator gave one.
@@ -361,11 +369,60 @@ pub async fn reset_admin_token(data_dir: &Path) -> anyhow::Result<Token> {
     if !Embedded::exists(data_dir) {
         bail!("there is no Rollcall data in {}", data_dir.display());
     }
+    let clock = Arc::new(SystemClock::new());
     let embedded =
-        open_store(data_dir.to_owned(), Arc::new(SystemClock::new()), Retention::FOREVER).await?;
+        open_store(data_dir.to_owned(), clock, Retention::FOREVER, Keys::Without).await?;
     let token = random_token(Token::ADMIN_PREFIX)?;
     let stored = embedded.store.write.set_admin_token(token.hash()).await;
     tokio::task::spawn_blocking(move || embedded.close()).await?;
     stored?;
     Ok(token)
+}
+
+/// What a change of keys has done.
+#[derive(Debug)]
+pub struct ChangedKey {
+    /// The number of the key that seals now.
+    pub key: KeyId,
+    /// How many secrets were sealed anew, or replaced.
+    pub secrets: u64,
+}
+
+/// Gives a data directory a new key for its signing secrets while no server runs on it.
+///
+/// # Errors
+///
+/// There is no store in the directory, a server holds it, or a secret needs a key that is not in its key file.
+pub async fn rotate_key(data_dir: &Path) -> anyhow::Result<ChangedKey> {
+    change_key(data_dir, Embedded::rotate_key).await
+}
+
+/// Gives new signing secrets to the apps of a data directory whose key is lost, while no server runs on it.
+///
+/// # Errors
+///
+/// There is no store in the directory, a server holds it, or its key file cannot be used.
+pub async fn replace_lost_secrets(data_dir: &Path) -> anyhow::Result<ChangedKey> {
+    change_key(data_dir, Embedded::replace_lost_secrets).await
+}
+
+async fn change_key(
+    data_dir: &Path,
+    change: fn(&Path) -> Result<(KeyId, u64), store::Error>,
+) -> anyhow::Result<ChangedKey> {
+    if !Embedded::exists(data_dir) {
+        bail!("there is no Rollcall data in {}", data_dir.display());
+    }
+    let data_dir = data_dir.to_owned();
+    let (key, secrets) = tokio::task::spawn_blocking(move || change(&data_dir)).await??;
+    Ok(ChangedKey { key, secrets })
+}
+
+/// A new key in text, for the settings `secret_key` and `secret_key_file`.
+///
+/// # Errors
+///
+/// The system gives no random numbers.
+pub fn make_key() -> anyhow::Result<String> {
+    Ok(Key::random()?.reveal())
 }

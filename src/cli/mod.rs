@@ -15,6 +15,7 @@ mod dev_credentials;
 mod events;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz_checks;
+mod key;
 mod listen;
 mod listen_answer;
 mod listen_receiver;
@@ -94,6 +95,9 @@ enum Command {
     /// Rotate the stored admin token, or replace a lost one while no server runs.
     #[command(subcommand)]
     AdminToken(admin_token::AdminTokenCommand),
+    /// Replace the key that seals signing secrets, while no server runs.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Check and show settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -146,6 +150,7 @@ async fn run_command(command: Command) -> anyhow::Result<()> {
         Command::Replay(args) => deliveries::replay(args).await,
         Command::Audit(command) => audit::run(command).await,
         Command::AdminToken(command) => admin_token::run(command).await,
+        Command::Key(command) => key::run(command).await,
         Command::Config(command) => config::run(command),
     }
 }

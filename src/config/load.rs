@@ -17,6 +17,7 @@ use super::raw::{Raw, Source, Sources, Written, collect};
 use super::table::{SETTINGS, find, shown_proxy};
 use crate::domain::tenancy::Token;
 use crate::http::tls::TlsFiles;
+use crate::store::keyring::Keyring;
 
 /// Where contacts, events and progress are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,8 @@ pub struct Settings {
     pub admin_token: Option<Token>,
     /// Where it was read from, if from a file.
     pub admin_token_file: Option<PathBuf>,
+    /// The keys of signing secrets, when the operator gave them; from `secret_key` or `secret_key_file`.
+    pub secret_key: Option<Keyring>,
     /// Networks that may be called although they are not public.
     pub allow_targets: Vec<IpNet>,
     /// Networks that are never called.
@@ -120,6 +123,7 @@ impl fmt::Debug for Settings {
             store,
             admin_token,
             admin_token_file,
+            secret_key,
             allow_targets,
             deny_targets,
             allow_hosts,
@@ -152,6 +156,7 @@ impl fmt::Debug for Settings {
             .field("store", store)
             .field("admin_token", admin_token)
             .field("admin_token_file", admin_token_file)
+            .field("secret_key", secret_key)
             .field("allow_targets", allow_targets)
             .field("deny_targets", deny_targets)
             .field("allow_hosts", allow_hosts)
@@ -234,7 +239,8 @@ struct Reader {
 impl Reader {
     fn read_all(&mut self) -> Settings {
         let limit = 0..=1_000_000;
-        let (admin_token, admin_token_file) = self.read_admin_token();
+        let (admin_token, admin_token_file) =
+            self.read_text_or_file("admin_token", parse::admin_token);
         Settings {
             listen: self.read("listen", parse::simple),
             tls: self.read_tls_files(),
@@ -243,6 +249,7 @@ impl Reader {
             store: self.read("store", parse::store),
             admin_token,
             admin_token_file,
+            secret_key: self.read_text_or_file("secret_key", parse::secret_key).0,
             allow_targets: self.read("allow_targets", |text| parse::list(text, parse::network)),
             deny_targets: self.read("deny_targets", |text| parse::list(text, parse::network)),
             allow_hosts: self.read("allow_hosts", |text| parse::list(text, parse::host)),
@@ -300,20 +307,26 @@ impl Reader {
         None
     }
 
-    /// The admin token, and the file that it comes from.
-    fn read_admin_token(&mut self) -> (Option<Token>, Option<PathBuf>) {
-        let chosen = self.read("admin_token", parse::admin_token);
-        let file = self.read("admin_token_file", parse::optional_path);
+    /// A secret that stands in a setting, or in the file that the setting of this name and `_file` names; then with
+    /// that file.
+    fn read_text_or_file<T>(
+        &mut self,
+        name: &'static str,
+        parse: fn(&str) -> parse::Parsed<Option<T>>,
+    ) -> (Option<T>, Option<PathBuf>) {
+        let name_of_file = format!("{name}_file");
+        let chosen = self.read(name, parse);
+        let file = self.read(&name_of_file, parse::optional_path);
         let Some(path) = file else { return (chosen, None) };
-        let why = if !self.raw.values["admin_token"].text.is_empty() {
-            "admin_token is set too, give one of the two".to_owned()
+        let why = if !self.raw.values[name].text.is_empty() {
+            format!("{name} is set too, give one of the two")
         } else {
-            match read_admin_token_file(&path) {
-                Ok(token) => return (Some(token), Some(path)),
+            match read_secret_file(&path, parse) {
+                Ok(value) => return (Some(value), Some(path)),
                 Err(why) => why,
             }
         };
-        self.refuse("admin_token_file", &why);
+        self.refuse(&name_of_file, &why);
         (None, None)
     }
 
@@ -354,8 +367,15 @@ impl Reader {
 ///
 /// What is wrong with the file, without what is in it.
 pub fn read_admin_token_file(path: &Path) -> Result<Token, String> {
+    read_secret_file(path, parse::admin_token)
+}
+
+fn read_secret_file<T>(
+    path: &Path,
+    parse: fn(&str) -> parse::Parsed<Option<T>>,
+) -> parse::Parsed<T> {
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    parse::admin_token(text.trim_end())?.ok_or_else(|| "the file is empty".to_owned())
+    parse(text.trim_end())?.ok_or_else(|| "the file is empty".to_owned())
 }
 
 #[cfg(test)]

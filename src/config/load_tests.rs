@@ -226,6 +226,29 @@ fn secrets_are_never_shown() {
 }
 
 #[test]
+fn keys_of_secrets_are_read_from_the_setting_or_a_file_and_never_shown() {
+    let (new, old) = ("A".repeat(43) + "=", "B".repeat(42) + "A=");
+    check(
+        "secret_key",
+        &["", &new, &format!("{new},{old}")],
+        &["A", &new[1..], &format!("{new},{new}")],
+    );
+    let file =
+        TestFile::new("key", &format!("# note\nrollcall-key-1 {new}\nrollcall-key-1 {old}\n"));
+    let path = file.0.to_str().unwrap();
+
+    let loaded = with_flags(&[("secret_key_file", path)]).unwrap();
+
+    assert_eq!(loaded.settings.secret_key.as_ref().unwrap().ids().count(), 2);
+    assert!(!format!("{:?} {:?}", loaded.settings, loaded.shown).contains(&new[..20]));
+    let shown = with_flags(&[("secret_key", &new)]).unwrap().shown;
+    assert!(shown.iter().any(|(name, text, _)| *name == "secret_key" && text == "(hidden)"));
+    assert!(with_flags(&[("secret_key_file", path), ("secret_key", &new)]).is_err());
+    let Err(faults) = with_flags(&[("secret_key", "hunter2-hunter2")]) else { panic!("accepted") };
+    assert!(!faults.to_string().contains("hunter2"));
+}
+
+#[test]
 fn admin_token_is_read_from_a_file_but_not_together_with_one() {
     let file = TestFile::new("token", &format!("{TOKEN}\n"));
     let path = file.0.to_str().unwrap();
@@ -311,9 +334,14 @@ fn default_file_holds_every_setting_at_its_default() {
     assert!(loaded.shown.iter().all(|shown| matches!(shown.2, Source::File(_))));
 }
 
+/// Secrets have no examples, and their files must be there.
+fn is_secret(name: &str) -> bool {
+    name.starts_with("admin_token") || name.starts_with("secret_key")
+}
+
 #[test]
 fn examples_of_the_table_are_accepted() {
-    for setting in SETTINGS.iter().filter(|setting| !setting.name.starts_with("admin_token")) {
+    for setting in SETTINGS.iter().filter(|setting| !is_secret(setting.name)) {
         check(setting.name, &[setting.example], &[]);
     }
 }

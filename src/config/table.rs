@@ -71,7 +71,7 @@ impl Setting {
     #[must_use]
     pub fn shown(&self, value: &str) -> String {
         match self.name {
-            "admin_token" if !value.is_empty() => "(hidden)".to_owned(),
+            "admin_token" | "secret_key" if !value.is_empty() => "(hidden)".to_owned(),
             // A database URL may carry a password, so only its scheme is shown.
             "store" if value.contains(':') => {
                 format!("{}:(hidden)", value.split(':').next().unwrap_or_default())
@@ -128,7 +128,7 @@ const RETENTION_RULE: &str = "a duration from 1h to 3650d";
 const LIMIT_RULE: &str = "a whole number from 0 to 1000000";
 
 /// Every setting, in the order in which they are explained.
-pub static SETTINGS: [Setting; 31] = [
+pub static SETTINGS: [Setting; 33] = [
     row(
         "listen",
         Kind::Text,
@@ -199,6 +199,26 @@ pub static SETTINGS: [Setting; 31] = [
          together with `admin_token`.",
         "a readable file with 32 to 512 visible ASCII characters, without spaces",
         "/run/secrets/rollcall-admin-token",
+    ),
+    row(
+        "secret_key",
+        Kind::Text,
+        "",
+        "The key that seals signing secrets in the store. It is never printed. Empty: it is made at the first start and \
+         kept in `secret.key` in the data directory. To replace it put a new one in front of it and start again, which \
+         seals everything with the first; then take the other away. `rollcall key generate` makes one. A flag can be \
+         seen in the list of processes, so prefer the environment or `secret_key_file`.",
+        "32 random bytes in base64, 44 characters; up to 8 such keys with commas between them, the newest first",
+        "44 characters of base64",
+    ),
+    row(
+        "secret_key_file",
+        Kind::Path,
+        "",
+        "A file that holds the key in place of `secret_key`, read once at start: one key to a line, the newest first; \
+         lines that begin with # are notes.",
+        "a readable file with 1 to 8 keys; not together with secret_key",
+        "/run/secrets/rollcall-secret-key",
     ),
     development(
         "127.0.0.0/8,::1/128",

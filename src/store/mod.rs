@@ -9,6 +9,7 @@
 pub mod command;
 #[cfg(test)]
 pub mod conformance;
+pub mod keyring;
 pub mod queue;
 pub mod rows;
 pub mod sqlite;

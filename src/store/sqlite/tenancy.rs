@@ -1,17 +1,18 @@
-//! Services, apps, tokens and signing secrets.
+//! Services, apps and tokens.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::events::{int, time, time_or_none, uint};
+use super::events::{time, time_or_none};
+use super::secrets;
 use super::writer::{Change, Stop};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::page::Page;
-use crate::domain::subscription::{SIGNING_SECRETS_MAX, SigningSecret, StoredSecret};
 use crate::domain::tenancy::{App, Scopes, Service, StoredToken, TokenHash, hour_of};
+use crate::store::Error;
 use crate::store::command::NewApp;
+use crate::store::keyring::SecretPlace;
 use crate::store::rows::TokenOfApp;
-use crate::store::{ChangedSecrets, Error};
 
 fn app_of(row: &Row<'_>) -> Result<App, rusqlite::Error> {
     Ok(App {
@@ -155,26 +156,6 @@ fn page<T>(mut items: Vec<T>, limit: u32, id: impl Fn(&T) -> String) -> Page<T> 
     Page { items, next }
 }
 
-pub(super) fn list_signing_secrets(
-    connection: &Connection,
-    service: ServiceId,
-    app: AppId,
-    now: Timestamp,
-) -> Result<Vec<StoredSecret>, rusqlite::Error> {
-    connection
-        .prepare_cached(
-            "SELECT secret, expires_at FROM app_secrets WHERE service = ?1 AND app = ?2 \
-             AND (expires_at IS NULL OR expires_at > ?3) ORDER BY number DESC",
-        )?
-        .query_map(params![service.as_bytes(), app.as_bytes(), now.millis()], secret_of)?
-        .collect()
-}
-
-/// The secret in a row that begins with it and its end.
-pub(super) fn secret_of(row: &Row<'_>) -> Result<StoredSecret, rusqlite::Error> {
-    Ok(StoredSecret { secret: SigningSecret(row.get(0)?), expires_at: time_or_none(row, 1)? })
-}
-
 pub(super) fn app_exists(
     connection: &Connection,
     service: ServiceId,
@@ -214,6 +195,7 @@ const INSERT_TOKEN: &str =
 
 pub(super) fn create_app(change: &mut Change<'_>, new: NewApp) -> Result<App, Stop> {
     change.services.get_mut(change.connection, new.service)?;
+    let keys = change.keys()?;
     let id = AppId::make(change.ids, change.now);
     let key = (new.service.as_bytes(), id.as_bytes());
     change
@@ -228,12 +210,8 @@ pub(super) fn create_app(change: &mut Change<'_>, new: NewApp) -> Result<App, St
         key.1,
         change.now.millis()
     ])?;
-    change
-        .connection
-        .prepare_cached(
-            "INSERT INTO app_secrets (service, app, number, secret) VALUES (?1, ?2, 1, ?3)",
-        )?
-        .execute(params![key.0, key.1, new.secret.0])?;
+    let place = SecretPlace { service: new.service, app: id, number: 1 };
+    secrets::insert(change.connection, keys, place, &new.secret)?;
     change.commit.tenancy = true;
     Ok(App { service: new.service, id, name: new.name, scopes: new.scopes, created_at: change.now })
 }
@@ -297,48 +275,6 @@ pub(super) fn rotate_token(
         change.now.millis()
     ])?;
     change.commit.tenancy = true;
-    Ok(())
-}
-
-pub(super) fn rotate_secret(
-    change: &mut Change<'_>,
-    service: ServiceId,
-    app: AppId,
-    secret: &SigningSecret,
-    earlier_until: Timestamp,
-) -> Result<(), Stop> {
-    change.services.get_mut(change.connection, service)?;
-    if !app_exists(change.connection, service, app)? {
-        return Err(Error::NotFound.into());
-    }
-    let key = (service.as_bytes(), app.as_bytes());
-    let newest = change
-        .connection
-        .prepare_cached(
-            "SELECT coalesce(max(number), 0) FROM app_secrets WHERE service = ?1 AND app = ?2",
-        )?
-        .query_row(params![key.0, key.1], |row| uint(row, 0))?;
-    let number = newest + 1;
-    // Never lengthens the life of a secret that a rotation before this one already limits.
-    change
-        .connection
-        .prepare_cached(
-            "UPDATE app_secrets SET expires_at = ?3 WHERE service = ?1 AND app = ?2 \
-             AND (expires_at IS NULL OR expires_at > ?3)",
-        )?
-        .execute(params![key.0, key.1, earlier_until.millis()])?;
-    change
-        .connection
-        .prepare_cached("DELETE FROM app_secrets WHERE service = ?1 AND app = ?2 AND number <= ?3")?
-        .execute(params![key.0, key.1, int(number.saturating_sub(SIGNING_SECRETS_MAX))])?;
-    change
-        .connection
-        .prepare_cached(
-            "INSERT INTO app_secrets (service, app, number, secret) VALUES (?1, ?2, ?3, ?4)",
-        )?
-        .execute(params![key.0, key.1, int(number), secret.0])?;
-    let secrets = list_signing_secrets(change.connection, service, app, change.now)?.into();
-    change.commit.secrets.push(ChangedSecrets { service, app, secrets });
     Ok(())
 }
 

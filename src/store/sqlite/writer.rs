@@ -19,12 +19,13 @@ use super::pool::Pool;
 use super::retention::Retention;
 use super::services::Services;
 use super::upkeep::Upkeep;
-use super::{contacts, deliveries, open_writer, progress, subscriptions, tenancy};
+use super::{contacts, deliveries, open_writer, progress, secrets, subscriptions, tenancy};
 use crate::domain::audit::{Action, Origin, SERVER, Subject};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::id::{AppId, IdMaker, ServiceId};
 use crate::domain::tenancy::TokenHash;
 use crate::store::command::{Command, ContactAnswer, ContactChange, Reply};
+use crate::store::keyring::Keyring;
 use crate::store::queue::{Caller, Group, Queue, RecordListener, Taken};
 use crate::store::{Commit, Error};
 
@@ -63,12 +64,20 @@ impl From<Error> for Stop {
     }
 }
 
+/// What makes new identifiers and seals new secrets.
+struct Makers {
+    ids: IdMaker,
+    keys: Option<Keyring>,
+}
+
 /// The transaction that is being run.
 pub(super) struct Change<'a> {
     pub(super) connection: &'a Connection,
     pub(super) services: &'a mut Services,
     pub(super) emails: &'a mut Emails,
     pub(super) ids: &'a IdMaker,
+    /// None when the store was opened for something that needs no secrets.
+    pub(super) keys: Option<&'a Keyring>,
     pub(super) now: Timestamp,
     /// Who asked for what is being run now.
     pub(super) origin: Origin,
@@ -76,7 +85,12 @@ pub(super) struct Change<'a> {
     pub(super) commit: Commit,
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
+    /// The keys of signing secrets.
+    pub(super) fn keys(&self) -> Result<&'a Keyring, Error> {
+        self.keys.ok_or_else(|| Error::Internal("opened without the keys of secrets".to_owned()))
+    }
+
     /// Notes a change for the audit log. Only after its last write: what is refused has no entry.
     pub(super) fn note(&mut self, service: ServiceId, action: Action, subject: Subject) {
         self.audit.note(service, self.origin, action, subject);
@@ -150,7 +164,7 @@ impl Change<'_> {
                 Ok(Reply::Done)
             }
             Command::RotateSecret { service, app, secret, earlier_until } => {
-                tenancy::rotate_secret(self, service, app, &secret, earlier_until)?;
+                secrets::rotate_secret(self, service, app, &secret, earlier_until)?;
                 self.note(service, Action::SecretRotate, about(app));
                 Ok(Reply::Done)
             }
@@ -237,7 +251,7 @@ pub(super) struct Writer {
     clock: Arc<dyn Clock>,
     services: Services,
     emails: Emails,
-    ids: IdMaker,
+    makers: Makers,
     checkpointed: bool,
     upkeep: Upkeep,
     upkeep_at: Moment,
@@ -255,6 +269,7 @@ impl Writer {
         pool: Arc<Pool>,
         clock: Arc<dyn Clock>,
         retention: Retention,
+        keys: Option<Keyring>,
     ) -> Self {
         let now = clock.moment();
         Self {
@@ -265,7 +280,7 @@ impl Writer {
             clock,
             services: Services::default(),
             emails: Emails::default(),
-            ids: IdMaker::new(),
+            makers: Makers { ids: IdMaker::new(), keys },
             checkpointed: true,
             upkeep: Upkeep::new(retention),
             upkeep_at: now,
@@ -315,7 +330,7 @@ impl Writer {
         let mut answers = Answers::default();
         let now = self.clock.now();
         let (services, emails) = (&mut self.services, &mut self.emails);
-        match transact(connection, services, emails, &self.ids, now, group, &mut answers) {
+        match transact(connection, services, emails, &self.makers, now, group, &mut answers) {
             Ok(commit) => {
                 self.recovered();
                 self.queue.tell(&commit);
@@ -474,7 +489,7 @@ fn transact(
     connection: &mut Connection,
     services: &mut Services,
     emails: &mut Emails,
-    ids: &IdMaker,
+    makers: &Makers,
     now: Timestamp,
     group: Group,
     answers: &mut Answers,
@@ -483,9 +498,11 @@ fn transact(
         .execute_batch("BEGIN IMMEDIATE")
         .err()
         .map(|error| Failure { error, during: "begin" });
+    let Makers { ids, keys } = makers;
+    let keys = keys.as_ref();
     let (audit, commit) = (Audit::default(), Commit::default());
     let origin = Origin::SYSTEM;
-    let mut change = Change { connection, services, emails, ids, now, origin, audit, commit };
+    let mut change = Change { connection, services, emails, ids, keys, now, origin, audit, commit };
     for waiting in group.records {
         let mut result = Ok(());
         if failure.is_none() {
