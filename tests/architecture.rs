@@ -45,7 +45,7 @@ const IMPORTS: [(&str, &[&str]); 14] = [
 /// Where an external crate may be used: path prefixes below `src`.
 const PLACES: [(&str, &[&str]); 17] = [
     ("rusqlite", &["store/sqlite/"]),
-    ("aws_lc_rs", &["store/keyring.rs"]),
+    ("aws_lc_rs", &["store/keyring.rs", "http/tls.rs"]),
     ("hickory_resolver", &["delivery/resolver.rs"]),
     // Outbound: the sender and its private parts, and the command line's client. Inbound: the listener of the
     // server and that of `rollcall listen`.

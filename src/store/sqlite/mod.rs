@@ -141,7 +141,8 @@ impl Embedded {
         let _lock = lock_directory(directory)?;
         let (_, mut connection) = open_database(directory)?;
         let keys = find_keys(directory, &connection)?;
-        secrets::lacks_keys(&connection, Some(&keys))?;
+        // First ends an earlier rotation that was broken off, or keys would gather with each such attempt.
+        let (keys, _) = use_key_file(directory, &mut connection, &keys)?;
         // Both are in the file until nothing needs the earlier one: whatever breaks this off, the next start ends it.
         let keys = keys.with_new().map_err(key_file::unusable)?;
         key_file::write(directory, &keys)?;

@@ -7,8 +7,6 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::super::retention::Retention;
-use super::super::{DATABASE_FILE, Embedded, Keys, find_keys, key_file, open_writer, use_key_file};
 use crate::domain::clock::{SystemClock, Timestamp};
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::SigningSecret;
@@ -16,6 +14,10 @@ use crate::domain::tenancy::{Scopes, Token};
 use crate::store::Error;
 use crate::store::command::NewApp;
 use crate::store::keyring::{Key, Keyring};
+use crate::store::sqlite::retention::Retention;
+use crate::store::sqlite::{
+    DATABASE_FILE, Embedded, Keys, find_keys, key_file, open_writer, use_key_file,
+};
 
 /// A directory of its own, removed at the end.
 struct Scratch(std::path::PathBuf);
@@ -169,7 +171,7 @@ async fn a_cleaning_that_was_broken_off_is_made_up_for() {
     {
         // As far as the commit of what was sealed, and no further.
         let mut connection = open_writer(&scratch.0.join(DATABASE_FILE)).unwrap();
-        super::super::migrate::migrate(&mut connection).unwrap();
+        crate::store::sqlite::migrate::migrate(&mut connection).unwrap();
         let keys = find_keys(&scratch.0, &connection).unwrap();
         super::seal_all(&mut connection, &keys).unwrap();
     }
@@ -305,7 +307,7 @@ async fn a_row_that_was_put_in_the_place_of_another_does_not_open() {
 fn the_file_of_keys_is_replaced_whole() {
     let scratch = Scratch::new("file");
     let mut connection = open_writer(&scratch.0.join(DATABASE_FILE)).unwrap();
-    super::super::migrate::migrate(&mut connection).unwrap();
+    crate::store::sqlite::migrate::migrate(&mut connection).unwrap();
     let keys = find_keys(&scratch.0, &connection).unwrap();
     fs::write(scratch.0.join("secret.key.new"), "left by a crash").unwrap();
 
