@@ -21,6 +21,22 @@ check: ## Run what a change must pass: format, lints, documentation, tests
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --no-deps --document-private-items --locked
 	$(MAKE) test
 
+# Tools that are not part of the toolchain, built into target/ when they are missing. The version is part of the command:
+# an installed tool of another version is replaced.
+TOOL = $(CARGO) install --locked --quiet --root target/tools --version
+
+.PHONY: deny
+deny: ## Check licences, banned crates and sources of everything that is compiled in (deny.toml)
+	$(TOOL) 0.20.2 cargo-deny
+	target/tools/bin/cargo-deny --locked check licenses bans sources
+
+.PHONY: sbom
+sbom: ## Write the list of components, CycloneDX 1.5, to target/sbom/rollcall.cdx.json
+	$(TOOL) 0.5.9 cargo-cyclonedx
+	mkdir -p target/sbom
+	target/tools/bin/cargo-cyclonedx cyclonedx --format json --spec-version 1.5 --override-filename rollcall.cdx
+	mv rollcall.cdx.json target/sbom/rollcall.cdx.json
+
 .PHONY: bench
 bench: ## Measure throughput and latency against the bare HTTP limit of this machine
 	$(CARGO) bench --bench throughput --locked

@@ -63,7 +63,9 @@ fn links_and_named_paths_lead_somewhere() {
         }
         for path in text.split('`').skip(1).step_by(2) {
             let ours = ["src/", "docs/", "migrations/"].iter().any(|start| path.starts_with(start));
-            if ours && !root().join(path).exists() {
+            // Behind `::` stands an item of the file.
+            let file = path.split("::").next().unwrap();
+            if ours && !root().join(file).exists() {
                 faults.push(format!("{name}: {path} is not there"));
             }
         }
@@ -122,6 +124,54 @@ fn decisions_are_numbered_without_gaps_and_say_everything() {
         }
     }
     fail_with(&faults);
+}
+
+/// Rows of tables without a test, and tests that are not there.
+fn faults_of_threats(text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    for row in text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| Threat |"))
+    {
+        let named = row.split('`').skip(1).step_by(2).filter_map(|name| name.split_once(".rs::"));
+        let mut count = 0;
+        for (file, test) in named {
+            count += 1;
+            let path = root().join(format!("{file}.rs"));
+            let head = format!("fn {test}(");
+            let is_there = fs::read_to_string(path).is_ok_and(|code| {
+                code.match_indices(&head).any(|(at, _)| {
+                    // Its attributes stand right above it.
+                    let above = code[..at].rsplit('\n').skip(1).take(3);
+                    above
+                        .take_while(|line| !line.is_empty())
+                        .any(|line| line.contains("test]") || line.contains("::test("))
+                })
+            });
+            if !is_there {
+                faults.push(format!("there is no test {file}.rs::{test}"));
+            }
+        }
+        if count == 0 {
+            faults.push(format!("no test is named: {row}"));
+        }
+    }
+    faults
+}
+
+#[test]
+fn every_threat_has_tests_and_they_exist() {
+    let text = read("SECURITY.md");
+    assert!(text.matches("\n| ").count() > 25);
+    fail_with(&faults_of_threats(&text));
+
+    for bad in [
+        "| a | b | c |",
+        "| a | b | `tests/docs.rs::nobody` |",
+        "| a | b | `tests/nowhere.rs::every_threat_has_tests_and_they_exist` |",
+        // A function, and no test.
+        "| a | b | `tests/docs.rs::faults_of_threats` |",
+    ] {
+        assert_eq!(faults_of_threats(bad).len(), 1, "{bad}");
+    }
 }
 
 #[test]

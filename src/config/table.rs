@@ -342,7 +342,8 @@ pub static SETTINGS: [Setting; 33] = [
             "verifications_per_host",
             Kind::Number,
             "10",
-            "Challenges that one receiving host may get in a minute, over all apps. 0 is off.",
+            "Challenges that one receiving host may get in a minute, over all apps. Each name is a host, and each \
+             address that it stands for (of IPv6: each /64), so many names of one receiver do not help. 0 is off.",
             LIMIT_RULE,
             "10",
         ),

@@ -1,6 +1,8 @@
-//! Both sides of every edge of the table.
+//! Every row of the registries, and both sides of every edge of the table.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
 
 use super::{embedded_v4, is_global};
 
@@ -29,6 +31,101 @@ const SPECIAL: &str = "
     8000::1 fc00::1 fd00::1 fd00:ec2::254 fe80::1 febf::1 fec0::1 ff02::1 ff0e::1
     2606:4700::5efe:808:808 2606:4700::200:5efe:a00:1
 ";
+
+/// The rows of the IANA IPv4 and IPv6 Special-Purpose Address Registries, with multicast, site-local and compatible
+/// addresses, which other registries have: block, whether its entry says that it is globally reachable (`-`, which has no
+/// answer there, stands for "depends on what is embedded" and "deprecated"), and whether the addresses right before and
+/// right behind it are to be called. A special-purpose entry itself is refused whatever it says.
+const REGISTRIES: &str = "
+    0.0.0.0/8            no   none yes
+    0.0.0.0/32           no   none no
+    10.0.0.0/8           no   yes  yes
+    100.64.0.0/10        no   yes  yes
+    127.0.0.0/8          no   yes  yes
+    169.254.0.0/16       no   yes  yes
+    172.16.0.0/12        no   yes  yes
+    192.0.0.0/24         no   yes  yes
+    192.0.0.0/29         no   yes  no
+    192.0.0.8/32         no   no   no
+    192.0.0.9/32         yes  no   no
+    192.0.0.10/32        yes  no   no
+    192.0.0.170/32       no   no   no
+    192.0.0.171/32       no   no   no
+    192.0.2.0/24         no   yes  yes
+    192.31.196.0/24      yes  yes  yes
+    192.52.193.0/24      yes  yes  yes
+    192.88.99.0/24       -    yes  yes
+    192.88.99.2/32       no   no   no
+    192.168.0.0/16       no   yes  yes
+    192.175.48.0/24      yes  yes  yes
+    198.18.0.0/15        no   yes  yes
+    198.51.100.0/24      no   yes  yes
+    203.0.113.0/24       no   yes  yes
+    224.0.0.0/4          no   yes  no
+    240.0.0.0/4          no   no   none
+    255.255.255.255/32   no   no   none
+
+    ::/128               no   none no
+    ::1/128              no   no   no
+    ::/96                -    none no
+    ::ffff:0:0/96        no   no   no
+    64:ff9b::/96         yes  no   no
+    64:ff9b:1::/48       no   no   no
+    100::/64             no   no   no
+    100:0:0:1::/64       no   no   no
+    2001::/23            no   yes  yes
+    2001::/32            -    yes  no
+    2001:1::1/128        yes  no   no
+    2001:1::2/128        yes  no   no
+    2001:1::3/128        yes  no   no
+    2001:2::/48          no   no   no
+    2001:3::/32          yes  no   no
+    2001:4:112::/48      yes  no   no
+    2001:10::/28         -    no   no
+    2001:20::/28         yes  no   no
+    2001:30::/28         yes  no   no
+    2001:db8::/32        no   yes  yes
+    2002::/16            -    yes  yes
+    2620:4f:8000::/48    yes  yes  yes
+    3fff::/20            no   yes  yes
+    5f00::/16            no   no   no
+    fc00::/7             no   no   no
+    fe80::/10            no   no   no
+    fec0::/10            -    no   no
+    ff00::/8             no   no   none
+";
+
+/// The neighbour of an address, `None` beyond the last and before the first.
+fn next_to(address: IpAddr, by: i8) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => {
+            let bits = address.to_bits().checked_add_signed(by.into())?;
+            Some(Ipv4Addr::from_bits(bits).into())
+        }
+        IpAddr::V6(address) => {
+            let bits = address.to_bits().checked_add_signed(by.into())?;
+            Some(Ipv6Addr::from_bits(bits).into())
+        }
+    }
+}
+
+#[test]
+fn every_row_of_the_registries_is_refused_from_its_first_address_to_its_last_and_no_further() {
+    let rows = REGISTRIES.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let rows: Vec<_> = rows.filter(|row| !row.is_empty()).collect();
+    assert_eq!(rows.len(), 55);
+    for row in rows {
+        let [block, _, before, behind] = row[..] else { panic!("{row:?}") };
+        let net: IpNet = block.parse().unwrap();
+        let (first, last) = (net.network(), net.broadcast());
+        let judge = |address| if is_global(address) { "yes" } else { "no" };
+
+        assert_eq!(first, net.addr(), "{block}");
+        assert_eq!((judge(first), judge(last)), ("no", "no"), "{block}");
+        assert_eq!(next_to(first, -1).map_or("none", judge), before, "before {block}");
+        assert_eq!(next_to(last, 1).map_or("none", judge), behind, "behind {block}");
+    }
+}
 
 #[test]
 fn only_globally_reachable_unicast_addresses_are_global() {

@@ -28,7 +28,7 @@ const PROXY_ANSWER_BYTES_MAX: usize = 8 * 1024;
 
 /// Most addresses of one name that are tried: enough for both families and a dead one or two in each. More
 /// would leave each too little of the connect timeout.
-const ADDRESSES_TRIED_MAX: usize = 6;
+pub(super) const ADDRESSES_TRIED_MAX: usize = 6;
 
 /// Opens connections with one set of settings.
 pub(super) struct Connector {

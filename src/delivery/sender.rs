@@ -50,7 +50,7 @@ pub use line::Line;
 pub use timer::AttemptTimer;
 
 use client::{CONNECT_BY, Failure, State};
-use connector::{Connector, Proxy, platform_tls};
+use connector::{ADDRESSES_TRIED_MAX, Connector, Proxy, platform_tls};
 use stream::{IDLE_CHECK, Patience};
 
 /// Time to resolve, connect and agree on TLS; `connect_timeout`. Longer holds slots for dead receivers, shorter
@@ -236,6 +236,18 @@ impl Sender {
         Line::new(target).ok_or(Refusal { step: Step::Url, message: "url cannot be called".into() })
     }
 
+    /// The addresses that the next attempt will try to connect to, within the connect timeout. They are judged, and the
+    /// answer is kept for a second at least, so an attempt made at once calls the same.
+    ///
+    /// # Errors
+    ///
+    /// [`Step::Name`] when there is no answer, [`Step::Address`] when one of them may not be called.
+    pub async fn addresses_to_try(&self, line: &Line) -> Result<Vec<IpAddr>, Step> {
+        let by = Instant::now() + self.connector.connect_timeout;
+        let addresses = self.resolve(line, by).await?;
+        Ok(addresses.iter().copied().take(ADDRESSES_TRIED_MAX).collect())
+    }
+
     /// Sends a notification once and judges the answer.
     ///
     /// It ends within the request timeout, and `Delivered` is certain as soon as the headers of a 2xx have
@@ -348,11 +360,7 @@ impl Sender {
         began: Instant,
     ) -> Result<Response<Incoming>, Step> {
         let connect_by = began + self.connector.connect_timeout;
-        let resolving = self.guard.resolve(&line.target);
-        let addresses = tokio::time::timeout_at(connect_by, resolving)
-            .await
-            .map_err(|_| Step::Name)?
-            .map_err(|refusal| refusal.step)?;
+        let addresses = self.resolve(line, connect_by).await?;
 
         let request = line.request(self.headers(attempt), attempt.body.clone());
         let sending = line.send(&self.connector, &addresses, request);
@@ -371,6 +379,14 @@ impl Sender {
                 Failure::At(step) => Err(step),
             },
         }
+    }
+
+    /// The judged addresses of a receiver.
+    async fn resolve(&self, line: &Line, by: Instant) -> Result<Arc<[IpAddr]>, Step> {
+        tokio::time::timeout_at(by, self.guard.resolve(&line.target))
+            .await
+            .map_err(|_| Step::Name)?
+            .map_err(|refusal| refusal.step)
     }
 
     async fn send_again(

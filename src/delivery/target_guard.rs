@@ -317,3 +317,11 @@ fn sort_hosts(entries: &[String], targets: &mut Vec<IpNet>) -> Vec<String> {
 #[cfg(test)]
 #[path = "target_guard_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "target_decisions_tests.rs"]
+mod decisions_tests;
+
+#[cfg(test)]
+#[path = "target_properties_tests.rs"]
+mod properties_tests;

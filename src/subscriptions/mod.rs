@@ -26,7 +26,7 @@ use self::verification_limits::VerificationLimits;
 pub struct Settings {
     /// Challenges in a minute for one app; 0 is off. Default 6, key `verifications_per_app`.
     pub verifications_per_app: u32,
-    /// Challenges in a minute to one host, over all apps; 0 is off. Default 10, key `verifications_per_host`.
+    /// Challenges in a minute to one host, name or address, over all apps; 0 is off. Default 10, key `verifications_per_host`.
     pub verifications_per_host: u32,
     /// Challenges in a minute in all; 0 is off. Default 300, key `verifications_total`.
     pub verifications_total: u32,

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::delivery::challenge::{self, Nonce};
+use tokio::time::Instant;
+
+use crate::delivery::challenge::{self, CHALLENGE_TIMEOUT, Nonce, VerificationFailure};
+use crate::delivery::target_guard::{Step, TargetHost};
 use crate::domain::audit::Origin;
 use crate::domain::contact::FieldError;
 use crate::domain::id::{AppId, ServiceId};
@@ -83,11 +86,22 @@ impl Subscriptions {
         self.limits
             .check(app, line.host(), self.clock.moment())
             .map_err(|retry_after| SubscribeError::TooMany { retry_after })?;
+        let deadline = Instant::now() + CHALLENGE_TIMEOUT;
+        let failed =
+            |step| SubscribeError::Refused(VerificationFailure { step, status: None }.to_string());
+        if matches!(line.host(), TargetHost::Name(_)) {
+            let addresses = self.sender.addresses_to_try(&line).await.map_err(failed)?;
+            self.limits
+                .check_addresses(&addresses, self.clock.moment())
+                .map_err(|retry_after| SubscribeError::TooMany { retry_after })?;
+        }
         let secrets = self.read.list_signing_secrets(service, app, self.clock.now()).await?;
         let nonce = Nonce::random()
             .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
-        challenge::verify(&self.sender, &line, &secrets, &nonce)
+        let verifying = challenge::verify(&self.sender, &line, &secrets, &nonce);
+        tokio::time::timeout_at(deadline, verifying)
             .await
+            .map_err(|_| failed(Step::Timeout))?
             .map_err(|failure| SubscribeError::Refused(failure.to_string()))
     }
 

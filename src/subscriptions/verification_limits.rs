@@ -1,10 +1,14 @@
 //! How many challenges may be sent, so that nobody can be flooded with them: per app, per host, in all.
 //!
-//! Each limit is a bucket that holds a minute's worth and fills evenly. A challenge takes from all three, or from none.
+//! Each limit is a bucket that holds a minute's worth and fills evenly. A challenge takes from all three, or from none, and
+//! whatever becomes of it, what was taken is gone. A host is a name, whatever the port and the case of its letters; and
+//! each address behind it is one too, or whoever owns a domain could call one receiver by any number of names. Of IPv6
+//! addresses a whole /64 counts as one, since it is what one machine gets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +20,9 @@ use super::Settings;
 
 /// Most apps and most hosts that are remembered at a time. Beyond it challenges wait: forgetting would lift limits.
 const KEYS_MAX: usize = 20_000;
+/// Leading bits of an IPv6 address that count as one host: what one machine gets. More lets it be called by all the
+/// addresses that it has, fewer lets neighbours use up each other's challenges.
+const IPV6_PREFIX_BITS: u32 = 64;
 /// Every limit counts by the minute.
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -37,8 +44,28 @@ impl fmt::Debug for VerificationLimits {
 #[derive(Default)]
 struct Buckets {
     apps: HashMap<AppId, Moment>,
-    hosts: HashMap<String, Moment>,
+    hosts: HashMap<Host, Moment>,
     total: Moment,
+}
+
+/// Who is called, as the limit of hosts counts.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Host {
+    Name(String),
+    /// An IPv4 address, or the first of a block of IPv6.
+    Address(IpAddr),
+}
+
+impl Host {
+    fn of_address(address: IpAddr) -> Self {
+        Self::Address(match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(address) => {
+                let low = 128 - IPV6_PREFIX_BITS;
+                IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> low << low))
+            }
+        })
+    }
 }
 
 impl VerificationLimits {
@@ -48,15 +75,15 @@ impl VerificationLimits {
         Self { settings, buckets: Mutex::default() }
     }
 
-    /// Counts one challenge.
+    /// Counts one challenge, before anything is sent or resolved.
     ///
     /// # Errors
     ///
     /// The time until there is room, when one of the limits is reached; then nothing is counted.
     pub fn check(&self, app: AppId, host: &TargetHost, now: Moment) -> Result<(), Duration> {
         let host = match host {
-            TargetHost::Name(name) => name.clone(),
-            TargetHost::Address(address) => address.to_string(),
+            TargetHost::Name(name) => Host::Name(name.clone()),
+            TargetHost::Address(address) => Host::of_address(*address),
         };
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let buckets = &mut *buckets;
@@ -78,6 +105,30 @@ impl VerificationLimits {
         put(&mut buckets.apps, app, app_full);
         put(&mut buckets.hosts, host, host_full);
         buckets.total = total_full.ok().flatten().unwrap_or_default();
+        Ok(())
+    }
+
+    /// Counts the challenge for the addresses that a name stands for, once they are known.
+    ///
+    /// # Errors
+    ///
+    /// The time until there is room, when one of them has got too many; then it is counted for none of them.
+    pub fn check_addresses(&self, addresses: &[IpAddr], now: Moment) -> Result<(), Duration> {
+        let hosts: HashSet<Host> = addresses.iter().map(|it| Host::of_address(*it)).collect();
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        forget_full(&mut buckets.hosts, now);
+        let mut taken = Vec::with_capacity(hosts.len());
+        for host in hosts {
+            let of_host = buckets.hosts.get(&host).copied();
+            let full = take(self.settings.verifications_per_host, of_host, now)?;
+            taken.push((host, full));
+        }
+        if buckets.hosts.len() + taken.len() > KEYS_MAX {
+            return Err(WINDOW);
+        }
+        for (host, full) in taken {
+            put(&mut buckets.hosts, host, Ok(full));
+        }
         Ok(())
     }
 }
@@ -115,6 +166,7 @@ mod tests {
     use crate::delivery::target_guard::TargetHost;
     use crate::domain::clock::Moment;
     use crate::domain::id::AppId;
+    use std::net::IpAddr;
     use std::time::Duration;
 
     fn host(name: &str) -> TargetHost {
@@ -146,6 +198,49 @@ mod tests {
         assert!(limits.check(app(20), &host("b.example"), now).is_ok());
     }
 
+    fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn one_receiver_is_one_host_whatever_names_lead_to_it() {
+        let limits = VerificationLimits::new(Settings::default());
+        let now = Moment(1_000_000);
+        let check = |n: u8, addresses: &[IpAddr]| {
+            limits.check(app(n), &host(&format!("{n}.example")), now)?;
+            limits.check_addresses(addresses, now)
+        };
+        let victim = addresses(&["8.8.8.8"]);
+
+        assert!((0..10).all(|n| check(n, &victim).is_ok()));
+
+        let six_seconds = Err(Duration::from_secs(6));
+        assert_eq!(check(10, &victim), six_seconds);
+        assert_eq!(check(11, &addresses(&["1.1.1.1", "8.8.8.8"])), six_seconds);
+        assert_eq!(limits.check(app(12), &TargetHost::Address(victim[0]), now), six_seconds);
+        // What was refused was not counted for its other address, and others are not affected.
+        assert!((20..30).all(|n| check(n, &addresses(&["1.1.1.1"])).is_ok()));
+        assert!(limits.check_addresses(&victim, now.plus(Duration::from_secs(6))).is_ok());
+    }
+
+    #[test]
+    fn a_64_of_ipv6_is_one_host_as_a_literal_and_behind_a_name() {
+        let limits = VerificationLimits::new(Settings::default());
+        let now = Moment(1_000_000);
+        let literal = |n: u8| {
+            let text = format!("2606:4700:0:1::{n:x}");
+            limits.check(app(n), &TargetHost::Address(text.parse().unwrap()), now)
+        };
+        assert!((0..10).all(|n| literal(n).is_ok()));
+
+        assert!(literal(10).is_err());
+        // Two addresses of one block are one host of one challenge.
+        let other = addresses(&["2606:4700:0:2::1", "2606:4700:0:2:ffff:ffff:ffff:ffff"]);
+        assert!((0..10).all(|_| limits.check_addresses(&other, now).is_ok()));
+        assert!(limits.check_addresses(&other[..1], now).is_err());
+        assert!(limits.check_addresses(&addresses(&["2606:4700:0:1:8000::"]), now).is_err());
+    }
+
     #[test]
     fn zero_is_off() {
         let off = Settings {
@@ -156,6 +251,8 @@ mod tests {
         let limits = VerificationLimits::new(off);
 
         assert!((0..1000).all(|_| limits.check(app(1), &host("a"), Moment(0)).is_ok()));
+        let address = addresses(&["8.8.8.8"]);
+        assert!((0..1000).all(|_| limits.check_addresses(&address, Moment(0)).is_ok()));
     }
 
     #[test]

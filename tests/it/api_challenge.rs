@@ -121,7 +121,8 @@ async fn bad_receivers_are_refused_while_the_earlier_subscription_goes_on() {
         let answer = app.subscribe(true, &bad.url()).await;
         let message = answer.refused(400, 6_451_000);
         assert!(message.contains(&format!("step {step}")), "case {number}: {message}");
-        assert!(!message.contains("secret-word"), "{message}");
+        assert!(!message.contains("secret-word") && !message.contains("hook2"), "{message}");
+        assert_eq!(answer.header("location"), None);
         app.create_contact("Ana", &number.to_string()).await;
         good.wait_for_delivered(number + 1).await;
     }
@@ -196,6 +197,67 @@ async fn challenges_are_limited_and_the_subscription_stays() {
     assert_eq!(receiver.challenges().len(), 2);
     server.app_with(&app, &token).subscribe(true, &receiver.url()).await.expect(200);
     server.app().subscribe(false, "x").await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_receiver_cannot_be_flooded_by_names_ports_letters_paths_or_failures() {
+    let server = TestServer::builder().flag("--verifications-per-host", "5").start().await;
+    let (receiver, neighbour) = (Receiver::start().await, Receiver::start().await);
+    receiver.answer_challenges(|_| Reply::body(500, "no"));
+    let port = receiver.url_of("").rsplit(':').next().unwrap().to_owned();
+    let app = server.app();
+
+    for host in ["a.localhost", "A.LOCALHOST", "b.localhost", "localhost", "127.0.0.1"] {
+        let answer = app.subscribe(true, &format!("http://{host}:{port}/hook")).await;
+        assert!(answer.refused(400, 6_451_000).contains("step status"), "{host}: {answer:?}");
+    }
+    assert_eq!(receiver.challenges().len(), 5);
+
+    for url in [
+        format!("http://a.localhost:{port}/hook"),
+        format!("http://c.localhost:{port}/hook"),
+        format!("http://D.localhost:{port}/hook?x=1"),
+        format!("http://127.0.0.1:{port}/other"),
+        neighbour.url(),
+    ] {
+        let answer = app.subscribe(true, &url).await;
+        assert_eq!(answer.refused(429, 6_451_010), "Too many requests", "{url}");
+        let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=12).contains(&seconds), "{url}: {seconds}");
+    }
+    assert_eq!(receiver.challenges().len(), 5);
+    assert!(neighbour.challenges().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apps_share_the_limits_of_a_host_and_of_the_server() {
+    for flag in ["--verifications-per-host", "--verifications-total"] {
+        let server = TestServer::builder().flag(flag, "2").start().await;
+        let receiver = Receiver::start().await;
+        let (app, token) = server.create_app(&["events"]).await;
+        server.app().subscribe(true, &receiver.url()).await.expect(200);
+        server.app_with(&app, &token).subscribe(true, &receiver.url()).await.expect(200);
+
+        let tested = server.app().send(Method::POST, VERIFY, String::new()).await;
+        let other = server.app_with(&app, &token).subscribe(true, &receiver.url_of("/2")).await;
+
+        for answer in [tested, other] {
+            assert_eq!(answer.refused(429, 6_451_010), "Too many requests", "{flag}");
+        }
+        assert_eq!(receiver.challenges().len(), 2, "{flag}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_urls_use_up_no_challenge() {
+    let server = TestServer::builder().flag("--verifications-per-app", "1").start().await;
+    let receiver = Receiver::start().await;
+
+    for _ in 0..3 {
+        server.app().subscribe(true, "http://10.0.0.1/").await.refused(400, 6_451_000);
+    }
+
+    server.app().subscribe(true, &receiver.url()).await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
