@@ -29,7 +29,7 @@ use crate::http::Http;
 use crate::http::auth::AdminSetting;
 use crate::http::places::Places;
 use crate::http::tls::Tls;
-use crate::store::keyring::{Key, KeyId};
+use crate::store::keyring::{Key, KeyId, Keyring};
 use crate::store::sqlite::retention::Retention;
 use crate::store::sqlite::{Embedded, Keys};
 use crate::store::{self, Store};
@@ -394,28 +394,57 @@ pub struct ChangedKey {
 ///
 /// There is no store in the directory, a server holds it, or a secret needs a key that is not in its key file.
 pub async fn rotate_key(data_dir: &Path) -> anyhow::Result<ChangedKey> {
-    change_key(data_dir, Embedded::rotate_key).await
+    let (key, secrets) =
+        on_store(data_dir, |directory| Embedded::rotate_key(directory, SystemClock::new().now()))
+            .await?;
+    Ok(ChangedKey { key, secrets })
 }
 
-/// Gives new signing secrets to the apps of a data directory whose key is lost, while no server runs on it.
+/// How many signing secrets of a data directory do not open, while no server runs on it; with these keys, in the text of
+/// the setting, or with those of the key file.
 ///
 /// # Errors
 ///
-/// There is no store in the directory, a server holds it, or its key file cannot be used.
-pub async fn replace_lost_secrets(data_dir: &Path) -> anyhow::Result<ChangedKey> {
-    change_key(data_dir, Embedded::replace_lost_secrets).await
+/// There is no store in the directory, a server holds it, or the keys cannot be used.
+pub async fn count_lost_secrets(data_dir: &Path, keys: Option<&str>) -> anyhow::Result<usize> {
+    let keys = keys_of_text(keys)?;
+    on_store(data_dir, move |directory| Embedded::count_lost_secrets(directory, &keys)).await
 }
 
-async fn change_key(
+/// Gives new signing secrets to the apps whose secrets do not open; as [`count_lost_secrets`] finds them.
+///
+/// # Errors
+///
+/// As there, or the store cannot be written.
+pub async fn replace_lost_secrets(
     data_dir: &Path,
-    change: fn(&Path) -> Result<(KeyId, u64), store::Error>,
+    keys: Option<&str>,
 ) -> anyhow::Result<ChangedKey> {
+    let keys = keys_of_text(keys)?;
+    let now = SystemClock::new().now();
+    let (key, secrets) =
+        on_store(data_dir, move |directory| Embedded::replace_lost_secrets(directory, &keys, now))
+            .await?;
+    Ok(ChangedKey { key, secrets })
+}
+
+fn keys_of_text(text: Option<&str>) -> anyhow::Result<Keys> {
+    match text {
+        None => Ok(Keys::File),
+        Some(text) => Ok(Keys::Given(Keyring::parse(text).context("secret_key is refused")?)),
+    }
+}
+
+/// Does something to a store that no server has open.
+async fn on_store<T: Send + 'static>(
+    data_dir: &Path,
+    work: impl FnOnce(&Path) -> Result<T, store::Error> + Send + 'static,
+) -> anyhow::Result<T> {
     if !Embedded::exists(data_dir) {
         bail!("there is no Rollcall data in {}", data_dir.display());
     }
     let data_dir = data_dir.to_owned();
-    let (key, secrets) = tokio::task::spawn_blocking(move || change(&data_dir)).await??;
-    Ok(ChangedKey { key, secrets })
+    Ok(tokio::task::spawn_blocking(move || work(&data_dir)).await??)
 }
 
 /// A new key in text, for the settings `secret_key` and `secret_key_file`.

@@ -43,7 +43,12 @@ struct EntryBody<'a> {
 }
 
 pub(super) async fn list_audit_of_service(state: Arc<State>, call: Call) -> Answer {
-    list(&state, service_of(&call)?, audit_query(call.head.uri.query())?).await
+    let service = service_of(&call)?;
+    // The log of the server has a path of its own.
+    if service == SERVER {
+        return Err(store::Error::NotFound.into());
+    }
+    list(&state, service, audit_query(call.head.uri.query())?).await
 }
 
 pub(super) async fn list_audit_of_server(state: Arc<State>, call: Call) -> Answer {

@@ -20,6 +20,8 @@ use tower::Service;
 use crate::domain::audit::Origin;
 use crate::domain::id::ContactId;
 use crate::domain::tenancy::Scope;
+use crate::http::Http;
+use crate::http::auth::JudgedToken;
 use crate::http::caller::Caller;
 use crate::http::envelope::ApiError;
 use crate::http::limits::{BATCH_BODY_BYTES_MAX, BODY_BYTES_MAX, read_body};
@@ -52,13 +54,15 @@ pub(super) struct Route {
 }
 
 /// A request whose caller may make it.
-#[derive(Debug)]
 pub(super) struct Call {
     /// Method, target and headers.
     pub(super) head: Parts,
     /// Who calls, and from where: for the audit log.
     pub(super) origin: Origin,
     body: Body,
+    judged: JudgedToken,
+    caller: Option<Caller>,
+    http: Arc<Http>,
 }
 
 impl Call {
@@ -76,12 +80,21 @@ impl Call {
 
     /// The body.
     pub(super) async fn body(&mut self) -> Result<Bytes, ApiError> {
-        read_body(std::mem::take(&mut self.body), BODY_BYTES_MAX).await
+        self.read(BODY_BYTES_MAX).await
     }
 
     /// The body of a batch.
     pub(super) async fn batch_body(&mut self) -> Result<Bytes, ApiError> {
-        read_body(std::mem::take(&mut self.body), BATCH_BODY_BYTES_MAX).await
+        self.read(BATCH_BODY_BYTES_MAX).await
+    }
+
+    /// The body, and the token once more behind it.
+    async fn read(&mut self, bytes_max: usize) -> Result<Bytes, ApiError> {
+        let service = self.caller.as_ref().map(Caller::service);
+        let body = read_body(std::mem::take(&mut self.body), bytes_max, service).await?;
+        let app = self.caller.as_ref().map(Caller::app);
+        self.http.judge_again(&self.head, self.judged, app).await?;
+        Ok(body)
     }
 }
 
@@ -200,9 +213,11 @@ where
     A: Future<Output = Answer> + Send + 'static,
 {
     let judge = move |state: Arc<State>, head: Parts, body: Body| async move {
+        let (http, judged) = (Arc::clone(&state.http), state.http.auth.judging());
         match state.http.enter(&head, part(&head, APP_ID_PART), scope).await {
             Ok(caller) => {
-                let call = Call { head, origin: caller.origin(), body };
+                let (origin, by) = (caller.origin(), Some(caller.clone()));
+                let call = Call { head, origin, body, judged, caller: by, http };
                 let answer = handler(state, caller.clone(), call).await;
                 Answered { answer, caller: Some(caller) }
             }
@@ -219,8 +234,12 @@ where
     A: Future<Output = Answer> + Send + 'static,
 {
     let judge = move |state: Arc<State>, head: Parts, body: Body| async move {
+        let (http, judged) = (Arc::clone(&state.http), state.http.auth.judging());
         Answered::from(match state.http.enter_admin(&head).await {
-            Ok(origin) => handler(state, Call { head, origin, body }).await,
+            Ok(origin) => {
+                let call = Call { head, origin, body, judged, caller: None, http };
+                handler(state, call).await
+            }
             Err(error) => Err(error),
         })
     };

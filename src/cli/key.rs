@@ -1,11 +1,13 @@
 //! `rollcall key`: the key that seals signing secrets at rest.
 
-use anyhow::Context;
-use clap::Subcommand;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
 
 use super::dev_credentials::DataDir;
 use super::output;
-use crate::app;
+use crate::app::{self, ChangedKey};
 
 /// The commands about the key.
 #[derive(Debug, Subcommand)]
@@ -15,49 +17,88 @@ pub(super) enum KeyCommand {
     Rotate {
         #[command(flatten)]
         data_dir: DataDir,
+        #[command(flatten)]
+        setting: KeySetting,
     },
-    /// Give every app whose signing secret cannot be opened a new one, because the key is lost for good; no server may
-    /// run on the data directory. Receivers must then be given their new secrets.
+    /// Give every app whose signing secret does not open a new one, because the key is lost for good or the secret is
+    /// damaged; no server may run on the data directory. Receivers must then be given their new secrets.
     Reset {
         #[command(flatten)]
         data_dir: DataDir,
+        #[command(flatten)]
+        setting: KeySetting,
+        /// Do it; without this only the number of those secrets is said.
+        #[arg(long)]
+        yes: bool,
     },
     /// Print a new key for the settings `secret_key` and `secret_key_file`.
     Generate,
 }
 
+/// The settings that hold the key, as the server has them.
+#[derive(Debug, Args)]
+pub(super) struct KeySetting {
+    /// The setting `secret_key`, from the environment only.
+    #[arg(long, env = "ROLLCALL_SECRET_KEY", hide_env_values = true, hide = true)]
+    secret_key: Option<String>,
+    /// The setting `secret_key_file`, when the server has it.
+    #[arg(long, env = "ROLLCALL_SECRET_KEY_FILE", value_name = "PATH")]
+    secret_key_file: Option<PathBuf>,
+}
+
+impl KeySetting {
+    /// The text of the keys, if they are a setting.
+    fn text(&self) -> anyhow::Result<Option<String>> {
+        if let Some(path) =
+            self.secret_key_file.as_ref().filter(|path| !path.as_os_str().is_empty())
+        {
+            let text = std::fs::read_to_string(path);
+            return text.map(Some).with_context(|| format!("cannot read {}", path.display()));
+        }
+        Ok(self.secret_key.clone().filter(|text| !text.trim().is_empty()))
+    }
+}
+
 /// Runs the command.
 pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
     match command {
-        KeyCommand::Rotate { data_dir } => {
+        KeyCommand::Rotate { data_dir, setting } => {
+            if setting.text()?.is_some() {
+                bail!(
+                    "the key is a setting: put a new one, from `rollcall key generate`, in front of it and restart"
+                );
+            }
             let data_dir = data_dir.path();
             output::complain(
                 "sealing every signing secret with a new key, and writing the database anew",
             );
             let changed = app::rotate_key(&data_dir).await.with_context(|| {
-                format!(
-                    "cannot rotate the key in {}; stop the server and check the path",
-                    data_dir.display()
-                )
+                let data_dir = data_dir.display();
+                format!("cannot rotate the key in {data_dir}; stop the server and check the path")
             })?;
-            output::print(&format!(
-                "key {}: {} signing secrets sealed",
-                changed.key, changed.secrets
-            ))?;
+            let ChangedKey { key, secrets } = changed;
+            output::print(&format!("key {key}: {secrets} signing secrets sealed"))?;
             output::complain("the earlier key is gone from secret.key; keep a copy of the new one");
         }
-        KeyCommand::Reset { data_dir } => {
+        KeyCommand::Reset { data_dir, setting, yes } => {
             let data_dir = data_dir.path();
-            let changed = app::replace_lost_secrets(&data_dir).await.with_context(|| {
-                format!(
-                    "cannot reset secrets in {}; stop the server and check the path",
-                    data_dir.display()
-                )
-            })?;
-            output::print(&format!(
-                "key {}: {} apps with a new signing secret",
-                changed.key, changed.secrets
-            ))?;
+            let keys = setting.text()?;
+            let failed = || {
+                let data_dir = data_dir.display();
+                format!("cannot reset secrets in {data_dir}; stop the server and check the path")
+            };
+            let lost =
+                app::count_lost_secrets(&data_dir, keys.as_deref()).await.with_context(failed)?;
+            if !yes && lost > 0 {
+                bail!(
+                    "{lost} signing secrets do not open with the keys at hand and would be lost for good; \
+                     repeat with --yes to replace them, or put the right key back first"
+                );
+            }
+            let changed =
+                app::replace_lost_secrets(&data_dir, keys.as_deref()).await.with_context(failed)?;
+            let ChangedKey { key, secrets } = changed;
+            output::print(&format!("key {key}: {secrets} apps with a new signing secret"))?;
             output::complain(
                 "each receiver needs the new secret of its app: GET .../staff-contact-event-sub/secret",
             );

@@ -116,6 +116,7 @@ actions! {
     ServiceDelete "serviceDelete" "A service was deleted.",
     AdminTokenSet "adminTokenSet" "The stored admin token was made or replaced.",
     AdminTokenRotate "adminTokenRotate" "The stored admin token was rotated.",
+    KeyRotate "keyRotate" "The key that seals signing secrets was replaced.",
 }
 
 impl Action {

@@ -66,6 +66,13 @@ pub struct KnownApp {
     pub token: TokenId,
 }
 
+/// When a token was judged.
+#[derive(Clone, Copy, Debug)]
+pub struct JudgedToken {
+    epoch: u64,
+    until: Moment,
+}
+
 struct Remembered {
     known: KnownApp,
     epoch: u64,
@@ -90,6 +97,19 @@ impl Auth {
     ) -> Self {
         let (admin, remembered) = (RwLock::new(admin), RwLock::default());
         Self { read, clock, epoch, uses, admin, remembered }
+    }
+
+    /// Taken before a token is judged, for [`Self::holds`].
+    #[must_use]
+    pub fn judging(&self) -> JudgedToken {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        JudgedToken { epoch, until: self.clock.moment().plus(REMEMBERED_FOR) }
+    }
+
+    /// Whether what was judged then needs no second look: no token has changed, and it was just now.
+    #[must_use]
+    pub fn holds(&self, judged: JudgedToken) -> bool {
+        judged.epoch == self.epoch.load(Ordering::Acquire) && self.clock.moment() < judged.until
     }
 
     /// The app whose token the request carries.

@@ -9,7 +9,7 @@ use crate::domain::id::{AppId, ServiceId};
 use crate::domain::tenancy::{App, Scope};
 
 use super::Http;
-use super::auth::KnownApp;
+use super::auth::{JudgedToken, KnownApp};
 use super::envelope::{ApiError, CODE_TOKEN};
 
 /// An app that may do what it asks for.
@@ -72,6 +72,28 @@ impl Http {
             Ok(()) => Ok(caller),
             Err(error) => Err((Some(caller), error)),
         }
+    }
+
+    /// Judges the token of a request once more, of this app or of the administrator, unless nothing can have changed
+    /// since: a body may take long, and a token that ended meanwhile must not change anything.
+    ///
+    /// # Errors
+    ///
+    /// 401, or 503 when the store is away.
+    pub async fn judge_again(
+        &self,
+        head: &Parts,
+        judged: JudgedToken,
+        app: Option<AppId>,
+    ) -> Result<(), ApiError> {
+        if self.auth.holds(judged) {
+            return Ok(());
+        }
+        let Some(app) = app else {
+            return self.auth.check_admin(&head.headers).await.map(drop);
+        };
+        let known = self.auth.find_app(&head.headers).await?;
+        if known.app.id == app { Ok(()) } else { Err(ApiError::invalid_token()) }
     }
 
     /// Judges the token of the administrator; gives it with its address.

@@ -130,8 +130,8 @@ impl ConnectionProgress {
         }
     }
 
-    /// Its answer is known. Gives whether the connection must end with it, because something came behind the request:
-    /// nobody may send the next one before he has the answer.
+    /// Its answer is known. Gives whether the connection must end with it, because something came behind the request
+    /// (nobody may send the next one before he has the answer), or because its body will not be read.
     #[must_use]
     pub fn end_request(&self) -> bool {
         let mut progress = self.lock();
@@ -139,7 +139,7 @@ impl ConnectionProgress {
         progress.phase = Phase::Waiting(now);
         // A head that began behind this request has its time from here on: until now nobody would have read it.
         progress.head_since = progress.scan.in_open_head().then_some(now);
-        progress.scan.has_more()
+        progress.scan.has_more() || progress.scan.awaits_body()
     }
 }
 

@@ -82,7 +82,7 @@ impl Witness {
         let note = head.extensions.get::<Arrival>().map(|arrival| arrival.note).unwrap_or_default();
         let judged = judge_head(&head, "/fuzz", note);
         let read = match &judged {
-            Ok(()) => Some(read_body(body, BODY_BYTES_MAX).await),
+            Ok(()) => Some(read_body(body, BODY_BYTES_MAX, None).await),
             Err(_) => None,
         };
         let failed = match (&judged, &read) {

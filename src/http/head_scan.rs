@@ -140,6 +140,16 @@ impl HeadScan {
         }
     }
 
+    /// Whether a part of the request's body has not come yet.
+    #[must_use]
+    pub fn awaits_body(&self) -> bool {
+        match self.place {
+            Place::Body(left) => left > 0,
+            Place::Chunks(_) => true,
+            Place::Head | Place::Lost => false,
+        }
+    }
+
     /// Whether anything has come behind the request that was just answered, or may have.
     #[must_use]
     pub fn has_more(&self) -> bool {

@@ -1,22 +1,25 @@
 //! The limits of HTTP, each with a name, the request rate of a service, and that of tokens that fail.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::future::Future;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use ::http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use ::http::request::Parts;
 use ::http::{HeaderMap, StatusCode, Version};
+use axum::BoxError;
 use axum::body::{Body, HttpBody as _};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use governor::clock::Clock as _;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::domain::id::ServiceId;
 
@@ -27,10 +30,13 @@ pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Longest body of a batch in bytes: 500 contacts with every field full.
 pub const BATCH_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bodies beyond this size wait for one of the places for large ones.
-const SMALL_BODY_BYTES: u64 = 64 * 1024;
+const SMALL_BODY_BYTES: usize = 64 * 1024;
 /// Large bodies that are read at a time: 128 MiB together at most. More takes memory, fewer lets slow senders keep
 /// others waiting.
 const LARGE_BODIES_MAX: usize = 32;
+/// Those of one service among them, and of the administrator: more lets one keep the others waiting, fewer makes one that
+/// sends many batches at once wait for itself.
+const LARGE_BODIES_PER_CALLER_MAX: usize = 8;
 /// Longest request target in bytes; RFC 9112, section 3 recommends at least 8,000.
 pub const URI_BYTES_MAX: usize = 8 * 1024;
 /// Longest header section in bytes, names and values. Common proxies stop at 8 to 16 KiB.
@@ -139,24 +145,87 @@ fn body_too_large(body_bytes_max: usize) -> ApiError {
     ApiError::over_limit(StatusCode::PAYLOAD_TOO_LARGE, message)
 }
 
-/// Reads a whole body within its limits of bytes and time.
+/// Places for large bodies: those of one caller, and with them one of all.
+struct LargeBodies {
+    all: Semaphore,
+    callers: Mutex<Option<HashMap<Option<ServiceId>, Arc<Semaphore>>>>,
+}
+
+impl LargeBodies {
+    /// Waits for a place, not for ever.
+    async fn enter(
+        &'static self,
+        caller: Option<ServiceId>,
+    ) -> Option<(OwnedSemaphorePermit, SemaphorePermit<'static>)> {
+        let own = {
+            let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+            let callers = callers.get_or_insert_default();
+            callers.retain(|_, own| Arc::strong_count(own) > 1);
+            let new = || Arc::new(Semaphore::new(LARGE_BODIES_PER_CALLER_MAX));
+            Arc::clone(callers.entry(caller).or_insert_with(new))
+        };
+        let both =
+            async { Some((own.acquire_owned().await.ok()?, self.all.acquire().await.ok()?)) };
+        tokio::time::timeout(BODY_READ_TIMEOUT, both).await.ok().flatten()
+    }
+}
+
+static LARGE_BODIES: LargeBodies =
+    LargeBodies { all: Semaphore::const_new(LARGE_BODIES_MAX), callers: Mutex::new(None) };
+
+/// Reads a whole body of a service, or of the administrator, within its limits of bytes and time. It needs a place once
+/// more of it has come than of a small one: what is only announced holds nothing.
 ///
 /// # Errors
 ///
 /// 413, 408, 400 when the caller stops in the middle of it, or 503 when too many large ones are being read.
-pub async fn read_body(body: Body, body_bytes_max: usize) -> Result<Bytes, ApiError> {
-    static PLACES: Semaphore = Semaphore::const_new(LARGE_BODIES_MAX);
-    let small = body.size_hint().upper().is_some_and(|bytes| bytes <= SMALL_BODY_BYTES);
-    let _place = if small {
-        None
-    } else {
-        let waited = tokio::time::timeout(BODY_READ_TIMEOUT, PLACES.acquire()).await;
+pub async fn read_body(
+    body: Body,
+    body_bytes_max: usize,
+    caller: Option<ServiceId>,
+) -> Result<Bytes, ApiError> {
+    let small = body.size_hint().upper().is_some_and(|bytes| bytes <= SMALL_BODY_BYTES as u64);
+    let mut body = Limited::new(body, body_bytes_max);
+    if small {
+        let collected = within_time(body.collect(), body_bytes_max).await?;
+        return Ok(collected.to_bytes());
+    }
+    let mut read = BytesMut::new();
+    let whole = read_until(&mut body, &mut read, SMALL_BODY_BYTES);
+    if !within_time(whole, body_bytes_max).await? {
         let busy = || ApiError::unavailable("too many large bodies are being read");
-        Some(waited.map_err(|_| busy())?.map_err(|_| busy())?)
-    };
-    let collect = Limited::new(body, body_bytes_max).collect();
-    match tokio::time::timeout(BODY_READ_TIMEOUT, collect).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        let _place = LARGE_BODIES.enter(caller).await.ok_or_else(busy)?;
+        within_time(read_until(&mut body, &mut read, usize::MAX), body_bytes_max).await?;
+    }
+    Ok(read.freeze())
+}
+
+/// Reads until the end, or until more than so many bytes are there; whether it was the end.
+async fn read_until(
+    body: &mut Limited<Body>,
+    read: &mut BytesMut,
+    bytes: usize,
+) -> Result<bool, BoxError> {
+    while read.len() <= bytes {
+        match body.frame().await.transpose()? {
+            None => return Ok(true),
+            Some(frame) => {
+                if let Ok(data) = frame.into_data() {
+                    read.extend_from_slice(&data);
+                }
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// What reads a part of a body, within the time for it.
+async fn within_time<T>(
+    reading: impl Future<Output = Result<T, BoxError>>,
+    body_bytes_max: usize,
+) -> Result<T, ApiError> {
+    match tokio::time::timeout(BODY_READ_TIMEOUT, reading).await {
+        Ok(Ok(read)) => Ok(read),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(body_too_large(body_bytes_max)),
         Ok(Err(_)) => Err(ApiError::invalid("the body is malformed or ended early")),
         Err(_) => {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -236,5 +237,107 @@ async fn numbers_beyond_every_range_are_refused_by_name() {
 
         let message = answer.refused(400, 6_451_000);
         assert!(message.starts_with(field), "{number}: {message}");
+    }
+}
+
+/// The head of a create with a body of so many bytes, or a chunked one, that is still to come.
+fn head_of_create(server: &TestServer, app: &str, token: &str, length: Option<usize>) -> String {
+    let body = match length {
+        Some(bytes) => format!("Content-Length: {bytes}"),
+        None => "Transfer-Encoding: chunked".to_owned(),
+    };
+    format!(
+        "POST /v1/api/apps/{app}/contacts/staff HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n\
+         Content-Type: application/json\r\n{body}\r\n\r\n",
+        server.address()
+    )
+}
+
+const LATE: &str = r#"{"firstName":"Ana","lastName":"Ng","email":"late@example.org"}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_ended_while_the_body_came_changes_nothing() {
+    let server = TestServer::start().await;
+    let scopes = ["events", "directory:read", "directory:write"];
+    let (rotated, first) = server.create_app(&scopes).await;
+    let (deleted, second) = server.create_app(&scopes).await;
+    let mut held = Vec::new();
+    for (app, token) in [(&rotated, &first), (&deleted, &second)] {
+        let mut connection = RawConnection::open(server.address()).await;
+        connection.write(head_of_create(&server, app, token, Some(LATE.len()))).await;
+        held.push(connection);
+    }
+    let mut admin = RawConnection::open(server.address()).await;
+    let path = format!("/v1/admin/services/{}/apps/{rotated}/token/rotate", server.service_id);
+    let late = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 13\r\n\r\n",
+        server.admin_token
+    );
+    admin.write(late).await;
+    // Their heads are read when a request behind them on the same loop was answered.
+    server.app().get("/event-hooks").await.expect(200);
+
+    let services = format!("/services/{}/apps", server.service_id);
+    let rotate = format!("{services}/{rotated}/token/rotate");
+    server.admin().post(&rotate, json!({"overlap": 0})).await.expect(200);
+    server.admin().delete(&format!("{services}/{deleted}")).await.expect(200);
+
+    for mut connection in held {
+        connection.write(LATE).await;
+        connection.read_answer().await.refused(401, 6_452_000);
+    }
+    // The administrator's token has not ended.
+    admin.write(r#"{"overlap":0}"#).await;
+    admin.read_answer().await.expect(200);
+    assert!(server.app().list_contact_ids().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_one_service_announces_keep_no_other_waiting() {
+    let server = TestServer::start().await;
+    let mut held = Vec::new();
+    for _ in 0..80 {
+        let mut connection = RawConnection::open(server.address()).await;
+        let head = head_of_create(&server, &server.app_id, &server.app_token, None);
+        connection.write(head).await;
+        held.push(connection);
+    }
+    // And some that really send much.
+    for _ in 0..20 {
+        let mut connection = RawConnection::open(server.address()).await;
+        let head = head_of_create(&server, &server.app_id, &server.app_token, Some(200_000));
+        connection.write(head).await;
+        connection.write(vec![b' '; 100_000]).await;
+        held.push(connection);
+    }
+    let service = server.admin().post("/services", json!({"name": "Other"})).await.expect(201);
+    let path = format!("/services/{}/apps", service["serviceId"].as_str().unwrap());
+    let app = json!({"name": "Other", "scopes": ["directory:write"]});
+    let app = server.admin().post(&path, app).await.expect(201);
+    let (id, token) = (app["appID"].as_str().unwrap(), app["appToken"].as_str().unwrap());
+
+    let mut other = RawConnection::open(server.address()).await;
+    other.write(head_of_create(&server, id, token, None)).await;
+    other.write(format!("{:x}\r\n{LATE}\r\n0\r\n\r\n", LATE.len())).await;
+    other.read_answer().await.expect(201);
+    let large = format!("{}{LATE}", " ".repeat(100_000)).replace("late@", "large@");
+    other = RawConnection::open(server.address()).await;
+    other.write(head_of_create(&server, id, token, Some(large.len()))).await;
+    other.write(large).await;
+    other.read_answer().await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_before_the_body_says_that_the_connection_ends() {
+    let server = TestServer::start().await;
+    let wrong = format!("rct_{}", "0".repeat(64));
+    for length in [Some(LATE.len()), None] {
+        let mut connection = RawConnection::open(server.address()).await;
+        connection.write(head_of_create(&server, &server.app_id, &wrong, length)).await;
+
+        let answer = connection.read_answer().await;
+
+        answer.refused(401, 6_452_000);
+        assert_eq!(answer.header("connection"), Some("close"));
     }
 }

@@ -89,7 +89,12 @@ async fn a_lost_key_is_named_and_new_secrets_can_be_made() {
 
     assert_eq!(code, Some(1));
     assert!(said.contains("secret.key") && said.contains("rollcall key reset"), "{said}");
-    let (code, out, err) = key("reset", &server.data_dir());
+    let (code, _, err) = key("reset", &server.data_dir());
+    assert_eq!(code, Some(1));
+    assert!(err.contains("1 signing secrets") && err.contains("--yes"), "{err}");
+    let output = key_command("reset", &server.data_dir()).arg("--yes").output().unwrap();
+    let (code, out) = (output.status.code(), String::from_utf8(output.stdout).unwrap());
+    let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!((code, out.contains("1 apps with a new signing secret")), (Some(0), true), "{err}");
     server.restart().await;
     assert_ne!(secret(&server.app()).await, earlier);
@@ -115,6 +120,11 @@ async fn a_key_from_the_environment_makes_no_file_and_is_replaced_by_one_in_fron
     let (code, said) = with(server.builder_of(), &new).start_and_fail();
     assert_eq!(code, Some(1));
     assert!(said.contains("sealed with key") && !said.contains(&new), "{said}");
+    // The key that is a setting opens everything: nothing is lost, and no file is made.
+    let mut reset = key_command("reset", &server.data_dir());
+    let output = reset.env("ROLLCALL_SECRET_KEY", &old).output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("0 apps"));
+    assert!(!server.data_dir().join("secret.key").exists());
     for keys in [format!("{new},{old}"), new.clone()] {
         let builder = with(server.builder_of(), &keys);
         let mut again = builder.start().await;

@@ -71,7 +71,10 @@ pub(super) fn make(directory: &Path) -> Result<Keyring, Error> {
 ///
 /// It cannot be written.
 pub(super) fn write(directory: &Path, keys: &Keyring) -> Result<(), Error> {
+    // Where a link leads, so that a key that is kept elsewhere stays there.
     let path = path(directory);
+    let path = fs::canonicalize(&path).unwrap_or(path);
+    let directory = path.parent().unwrap_or(directory);
     let fresh = directory.join("secret.key.new");
     let write = || -> std::io::Result<()> {
         match fs::remove_file(&fresh) {

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::keyring::{KeyId, Keyring};
+use super::keyring::{Key, KeyId, Keyring};
 use super::queue::{Queue, Write};
 use super::rows::{
     AuditPage, AuditQuery, ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow,
@@ -137,7 +137,7 @@ impl Embedded {
     /// # Errors
     ///
     /// Another process uses the directory, or a secret needs a key that is not in the file.
-    pub fn rotate_key(directory: &Path) -> Result<(KeyId, u64), Error> {
+    pub fn rotate_key(directory: &Path, now: Timestamp) -> Result<(KeyId, u64), Error> {
         let _lock = lock_directory(directory)?;
         let (_, mut connection) = open_database(directory)?;
         let keys = find_keys(directory, &connection)?;
@@ -146,24 +146,55 @@ impl Embedded {
         // Both are in the file until nothing needs the earlier one: whatever breaks this off, the next start ends it.
         let keys = keys.with_new().map_err(key_file::unusable)?;
         key_file::write(directory, &keys)?;
+        secrets::note_rotation(&mut connection, now)?;
         let (keys, secrets) = use_key_file(directory, &mut connection, &keys)?;
         Ok((keys.newest(), secrets))
     }
 
-    /// Gives a new secret to every app whose secret needs a key that is not in the key file; no process may have the
-    /// store open. Tells how many there were.
+    /// How many signing secrets do not open with these keys; no process may have the store open.
     ///
     /// # Errors
     ///
     /// Another process uses the directory, or the key file cannot be used.
-    pub fn replace_lost_secrets(directory: &Path) -> Result<(KeyId, u64), Error> {
+    pub fn count_lost_secrets(directory: &Path, keys: &Keys) -> Result<usize, Error> {
+        let _lock = lock_directory(directory)?;
+        let (_, connection) = open_database(directory)?;
+        let keys = match keys {
+            Keys::Given(keys) => keys.clone(),
+            // With no key at all none opens, and a new one opens none either.
+            Keys::File | Keys::Without => match key_file::read(directory)? {
+                Some(keys) => keys,
+                None => Key::random()
+                    .and_then(|key| Keyring::new(vec![key]))
+                    .map_err(key_file::unusable)?,
+            },
+        };
+        Ok(secrets::lost(&connection, &keys)?.len())
+    }
+
+    /// Gives a new secret to every app whose secret does not open with these keys; no process may have the store open.
+    /// Tells how many there were.
+    ///
+    /// # Errors
+    ///
+    /// Another process uses the directory, or the key file cannot be used.
+    pub fn replace_lost_secrets(
+        directory: &Path,
+        keys: &Keys,
+        now: Timestamp,
+    ) -> Result<(KeyId, u64), Error> {
         let _lock = lock_directory(directory)?;
         let (_, mut connection) = open_database(directory)?;
+        if let Keys::Given(keys) = keys {
+            let replaced = secrets::replace_lost(&mut connection, keys, now)?;
+            secrets::prepare(&mut connection, keys)?;
+            return Ok((keys.newest(), replaced));
+        }
         let keys = match key_file::read(directory)? {
             Some(keys) => keys,
             None => key_file::make(directory)?,
         };
-        let replaced = secrets::replace_lost(&mut connection, &keys)?;
+        let replaced = secrets::replace_lost(&mut connection, &keys, now)?;
         let (keys, _) = use_key_file(directory, &mut connection, &keys)?;
         Ok((keys.newest(), replaced))
     }

@@ -6,11 +6,14 @@
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::audit::Audit;
 use super::events::{int, time_or_none, uint};
 use super::key_file::unusable;
+use super::services::Services;
 use super::tenancy::app_exists;
 use super::unavailable;
 use super::writer::{Change, Stop};
+use crate::domain::audit::{Action, Origin, SERVER, Subject};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::{SIGNING_SECRETS_MAX, SigningSecret, StoredSecret};
@@ -244,28 +247,44 @@ fn scrub(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
 }
 
+/// Where secrets are that do not open: another key sealed them, or they are damaged.
+pub(super) fn lost(connection: &Connection, keys: &Keyring) -> Result<Vec<SecretPlace>, Error> {
+    let read = || -> Result<Vec<SecretPlace>, rusqlite::Error> {
+        let mut statement = connection.prepare(&format!(
+            "SELECT {COLUMNS} FROM app_secrets WHERE key IS NOT NULL ORDER BY service, app, number DESC"
+        ))?;
+        let mut rows = statement.query([])?;
+        let mut lost = Vec::new();
+        while let Some(row) = rows.next()? {
+            if secret_of(keys, row).is_err() {
+                lost.push(place_of(row)?);
+            }
+        }
+        Ok(lost)
+    };
+    read().map_err(|error| unavailable(&error))
+}
+
 /// Gives a new secret to every app that has one which does not open any more; tells how many apps.
 ///
 /// # Errors
 ///
 /// The file cannot be written.
-pub(super) fn replace_lost(connection: &mut Connection, keys: &Keyring) -> Result<u64, Error> {
+pub(super) fn replace_lost(
+    connection: &mut Connection,
+    keys: &Keyring,
+    now: Timestamp,
+) -> Result<u64, Error> {
     let failed = |error: rusqlite::Error| unavailable(&error);
-    let lost = missing(connection, Some(keys))?;
     let tx = connection.transaction().map_err(failed)?;
-    let mut apps = Vec::new();
-    for id in lost {
-        let mut statement = tx
-            .prepare("SELECT service, app, max(number) FROM app_secrets WHERE key = ?1 GROUP BY service, app")
+    let apps = lost(&tx, keys)?;
+    for place in &apps {
+        let key = params![place.service.as_bytes(), place.app.as_bytes(), int(place.number)];
+        tx.execute("DELETE FROM app_secrets WHERE service = ?1 AND app = ?2 AND number = ?3", key)
             .map_err(failed)?;
-        let found = statement
-            .query_map([id.as_bytes()], place_of)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(failed)?;
-        tx.execute("DELETE FROM app_secrets WHERE key = ?1", [id.as_bytes()]).map_err(failed)?;
-        apps.extend(found);
     }
     let mut replaced = 0;
+    let mut audit = Audit::default();
     for mut place in apps {
         let key = params![place.service.as_bytes(), place.app.as_bytes()];
         let there = tx
@@ -282,13 +301,33 @@ pub(super) fn replace_lost(connection: &mut Connection, keys: &Keyring) -> Resul
         getrandom::fill(&mut secret)
             .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
         match insert(&tx, keys, place, &SigningSecret(secret)) {
-            Ok(()) => replaced += 1,
+            Ok(()) => {
+                replaced += 1;
+                let subject = Subject { app: Some(place.app), ..Subject::default() };
+                audit.note(place.service, Origin::LOCAL, Action::SecretRotate, subject);
+            }
             Err(Stop::Refused(error)) => return Err(error),
             Err(Stop::Failed(error)) => return Err(failed(error)),
         }
     }
+    audit.write(&tx, &mut Services::default(), now).map_err(failed)?;
     tx.commit().map_err(failed)?;
     Ok(replaced)
+}
+
+/// Writes into the audit log that the key was replaced.
+///
+/// # Errors
+///
+/// The file cannot be written.
+pub(super) fn note_rotation(connection: &mut Connection, now: Timestamp) -> Result<(), Error> {
+    let mut audit = Audit::default();
+    audit.note(SERVER, Origin::LOCAL, Action::KeyRotate, Subject::default());
+    let written = connection.transaction().and_then(|tx| {
+        audit.write(&tx, &mut Services::default(), now)?;
+        tx.commit()
+    });
+    written.map_err(|error| unavailable(&error))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
+use crate::domain::audit::Action;
 use crate::domain::clock::{SystemClock, Timestamp};
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::SigningSecret;
@@ -14,10 +15,13 @@ use crate::domain::tenancy::{Scopes, Token};
 use crate::store::Error;
 use crate::store::command::NewApp;
 use crate::store::keyring::{Key, Keyring};
+use crate::store::rows::AuditQuery;
 use crate::store::sqlite::retention::Retention;
 use crate::store::sqlite::{
     DATABASE_FILE, Embedded, Keys, find_keys, key_file, open_writer, use_key_file,
 };
+
+const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
 /// A directory of its own, removed at the end.
 struct Scratch(std::path::PathBuf);
@@ -190,7 +194,7 @@ async fn a_new_key_takes_over_wherever_the_change_is_broken_off() {
     embedded.close();
     let first = key_file::read(&scratch.0).unwrap().unwrap();
 
-    let (second, sealed) = Embedded::rotate_key(&scratch.0).unwrap();
+    let (second, sealed) = Embedded::rotate_key(&scratch.0, NOW).unwrap();
 
     assert_eq!(sealed, 30);
     assert_ne!(second, first.newest());
@@ -209,7 +213,7 @@ async fn a_new_key_takes_over_wherever_the_change_is_broken_off() {
         let mut connection = open_writer(&scratch.0.join(DATABASE_FILE)).unwrap();
         super::seal_all(&mut connection, &both).unwrap();
     }
-    let (third, sealed) = Embedded::rotate_key(&scratch.0).unwrap();
+    let (third, sealed) = Embedded::rotate_key(&scratch.0, NOW).unwrap();
     assert_eq!(sealed, 30);
     assert_eq!(ids(key_file::read(&scratch.0).unwrap().unwrap()), [third]);
     all_open(&scratch, Keys::File, &apps).await;
@@ -232,7 +236,7 @@ async fn without_the_right_key_nothing_starts_and_nothing_changes() {
     fs::rename(&path, &aside).unwrap();
     refused(Keys::File, &needed);
     assert!(!path.exists());
-    assert!(Embedded::rotate_key(&scratch.0).is_err());
+    assert!(Embedded::rotate_key(&scratch.0, NOW).is_err());
     fs::write(&path, "rollcall-key-1 AAAA\n").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     refused(Keys::File, "base64");
@@ -268,7 +272,7 @@ async fn apps_get_new_secrets_when_the_key_is_lost_for_good() {
     embedded.close();
     fs::remove_file(key_file::path(&scratch.0)).unwrap();
 
-    let (_, replaced) = Embedded::replace_lost_secrets(&scratch.0).unwrap();
+    let (_, replaced) = Embedded::replace_lost_secrets(&scratch.0, &Keys::File, NOW).unwrap();
 
     assert_eq!(replaced, 7);
     let embedded = scratch.open(Keys::File).unwrap();
@@ -276,8 +280,13 @@ async fn apps_get_new_secrets_when_the_key_is_lost_for_good() {
         let new = newest(&embedded, *service, *app).await;
         assert!(new.len() == 32 && new != *secret);
     }
+    let query =
+        AuditQuery { action: Some(Action::SecretRotate), limit: 100, ..AuditQuery::default() };
+    let page = embedded.store.read.list_audit(apps[0].0, query).await.unwrap().unwrap();
+    let noted: Vec<Option<AppId>> = page.entries.iter().map(|entry| entry.subject.app).collect();
+    assert_eq!(noted, apps.iter().map(|app| Some(app.1)).collect::<Vec<_>>());
     embedded.close();
-    assert_eq!(Embedded::replace_lost_secrets(&scratch.0).unwrap().1, 0);
+    assert_eq!(Embedded::replace_lost_secrets(&scratch.0, &Keys::File, NOW).unwrap().1, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -300,6 +309,13 @@ async fn a_row_that_was_put_in_the_place_of_another_does_not_open() {
     let read = &embedded.store.read;
     let moved = read.list_signing_secrets(apps[1].0, apps[1].1, Timestamp::default()).await;
     assert!(moved.unwrap_err().to_string().contains("does not open"));
+    embedded.close();
+    // It can be replaced alone.
+    assert_eq!(Embedded::count_lost_secrets(&scratch.0, &Keys::File).unwrap(), 1);
+    assert_eq!(Embedded::replace_lost_secrets(&scratch.0, &Keys::File, NOW).unwrap().1, 1);
+    let embedded = scratch.open(Keys::File).unwrap();
+    assert_eq!(newest(&embedded, apps[0].0, apps[0].1).await, apps[0].2);
+    assert_eq!(newest(&embedded, apps[1].0, apps[1].1).await.len(), 32);
     embedded.close();
 }
 
