@@ -78,6 +78,17 @@ simulate: ## Run seeded worlds of the lane on every core: make simulate SEEDS=10
 simulate-faults: ## Plant faults in a copy of the lane and show which check catches each
 	tests/faults/run.sh
 
+SECONDS ?= 600
+# All of them unless named.
+TARGET ?=
+
+.PHONY: fuzz
+fuzz: ## Fuzz the parsers that see bytes from outside, each for SECONDS (600): make fuzz TARGET=url
+	CARGO=$(CARGO) fuzz/run.sh $(SECONDS) $(TARGET)
+.PHONY: bench-lookups
+bench-lookups: ## Measure whether look-ups tell that an id exists in another service (20 seconds)
+	$(CARGO) bench --bench throughput --locked -- --only lookups
+
 .PHONY: bench-isolation bench-refusing bench-backlog bench-idle
 bench-isolation: ## Measure 10,000 subscriptions of which a tenth hang, refuse or fail (two minutes)
 	$(CARGO) bench --bench throughput --locked -- --only isolation

@@ -15,20 +15,24 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{CorsOrigins, Settings};
+use crate::config::{CorsOrigins, Settings, read_admin_token_file};
 use crate::delivery::engine::{self, Engine};
 use crate::delivery::lane;
 use crate::delivery::sender::{self, Sender};
 use crate::delivery::target_guard::{self, SystemResolver, TargetGuard};
 use crate::directory::Directory;
-use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::audit::Origin;
+use crate::domain::clock::{Clock, SystemClock, Timestamp};
 use crate::domain::tenancy::Token;
 use crate::feed::Feed;
 use crate::http::Http;
+use crate::http::auth::AdminSetting;
+use crate::http::places::Places;
 use crate::http::tls::Tls;
-use crate::store::Store;
-use crate::store::sqlite::Embedded;
+use crate::store::keyring::{Key, KeyId};
 use crate::store::sqlite::retention::Retention;
+use crate::store::sqlite::{Embedded, Keys};
+use crate::store::{self, Store};
 use crate::subscriptions::verification_limits::VerificationLimits;
 use crate::subscriptions::{self, Subscriptions};
 use crate::{api, http};
@@ -51,6 +55,8 @@ pub struct Running {
     /// The admin token, only when this start made it.
     pub new_admin_token: Option<Token>,
     tls: Option<Arc<Tls>>,
+    admin_token_file: Option<PathBuf>,
+    http: Arc<Http>,
     embedded: Embedded,
     engine: Arc<Engine>,
     stop: CancellationToken,
@@ -77,23 +83,49 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         .with_context(|| format!("cannot listen on {}", settings.listen))?;
     let address = listener.local_addr()?;
     let data_dir = std::path::absolute(&settings.data_dir)?;
-    let retention =
-        Retention { events: settings.event_retention, attempts: settings.attempt_retention };
-    let embedded = open_store(data_dir.clone(), Arc::clone(&clock), retention).await?;
+    let retention = Retention {
+        events: settings.event_retention,
+        attempts: settings.attempt_retention,
+        audit: settings.audit_retention,
+    };
+    let embedded =
+        open_store(data_dir.clone(), Arc::clone(&clock), retention, keys_of(&settings)).await?;
     let store = embedded.store.clone();
-    let new_admin_token = first_admin_token(&settings, &store).await?;
+    let new_admin_token = first_admin_token(&settings, &store, clock.now()).await?;
     let epoch = count_tenancy_changes(&store);
     let stop = CancellationToken::new();
     let feed = Feed::new(Arc::clone(&store.read), stop.clone());
     store.write.queue().add_listener(feed.listener());
-    let (router, engine) = build(&settings, store, Arc::clone(&clock), epoch, feed).await?;
+    let http = make_http(&settings, &store, Arc::clone(&clock), epoch);
+    let (router, engine) =
+        build(&settings, store, Arc::clone(&clock), Arc::clone(&http), feed).await?;
     let connections = TaskTracker::new();
-    let listening =
-        http::listener::serve(listener, tls.clone(), router, stop.clone(), connections.clone());
+    let proxies = settings.trusted_proxies.clone();
+    let places = Arc::new(Places::new(settings.connections_per_address, proxies));
+    let listening = http::listener::serve(
+        listener,
+        tls.clone(),
+        places,
+        router,
+        stop.clone(),
+        connections.clone(),
+    );
     connections.spawn(listening);
     warn_of_plain_http(&settings, address);
     tracing::info!(address = %address, "server started");
-    Ok(Running { address, tls, data_dir, new_admin_token, embedded, engine, stop, connections })
+    let admin_token_file = settings.admin_token_file;
+    Ok(Running {
+        address,
+        data_dir,
+        new_admin_token,
+        tls,
+        admin_token_file,
+        http,
+        embedded,
+        engine,
+        stop,
+        connections,
+    })
 }
 
 /// Behind a trusted proxy the way to it is the operator's affair, on loopback nobody listens in.
@@ -112,7 +144,7 @@ async fn build(
     settings: &Settings,
     store: Store,
     clock: Arc<dyn Clock>,
-    epoch: Arc<AtomicU64>,
+    http: Arc<Http>,
     feed: Feed,
 ) -> anyhow::Result<(api::Api, Arc<Engine>)> {
     let guard = Arc::new(TargetGuard::new(guard_settings(settings), SystemResolver::new()));
@@ -130,8 +162,6 @@ async fn build(
         Engine::start(store.clone(), Arc::clone(&sender), Arc::clone(&clock), engine_settings)
             .await?;
     let engine = Arc::new(engine);
-    let http =
-        Http::new(&http_settings(settings), Arc::clone(&store.read), Arc::clone(&clock), epoch);
     let subscriptions = Subscriptions {
         read: Arc::clone(&store.read),
         write: store.write.clone(),
@@ -141,22 +171,43 @@ async fn build(
         limits: VerificationLimits::new(verification_settings(settings)),
     };
     let directory = Directory::new(store.write.clone());
-    let http = Arc::new(http);
     let state = api::State { http, read: store.read, directory, subscriptions, feed, clock };
     Ok((api::Api::new(Arc::new(state)), engine))
+}
+
+/// What all requests pass. It records uses of tokens through the writer, in the system's name.
+fn make_http(
+    settings: &Settings,
+    store: &Store,
+    clock: Arc<dyn Clock>,
+    epoch: Arc<AtomicU64>,
+) -> Arc<Http> {
+    let write = store.write.by(Origin::SYSTEM);
+    let uses = Arc::new(move |token| write.note_token_use(token));
+    Arc::new(Http::new(&http_settings(settings), Arc::clone(&store.read), clock, epoch, uses))
 }
 
 async fn open_store(
     data_dir: PathBuf,
     clock: Arc<dyn Clock>,
     retention: Retention,
+    keys: Keys,
 ) -> anyhow::Result<Embedded> {
-    Ok(tokio::task::spawn_blocking(move || Embedded::open(&data_dir, clock, retention)).await??)
+    let open = move || Embedded::open_with(&data_dir, clock, retention, keys);
+    Ok(tokio::task::spawn_blocking(open).await??)
+}
+
+fn keys_of(settings: &Settings) -> Keys {
+    settings.secret_key.clone().map_or(Keys::File, Keys::Given)
 }
 
 /// Makes the admin token at the very first start, unless the operator gave one.
-async fn first_admin_token(settings: &Settings, store: &Store) -> anyhow::Result<Option<Token>> {
-    if settings.admin_token.is_some() || store.read.find_admin_token().await?.is_some() {
+async fn first_admin_token(
+    settings: &Settings,
+    store: &Store,
+    now: Timestamp,
+) -> anyhow::Result<Option<Token>> {
+    if settings.admin_token.is_some() || !store.read.list_admin_tokens(now).await?.is_empty() {
         return Ok(None);
     }
     let token = random_token(Token::ADMIN_PREFIX)?;
@@ -227,7 +278,11 @@ fn http_settings(settings: &Settings) -> http::Settings {
             CorsOrigins::Any => vec!["*".to_owned()],
             CorsOrigins::List(origins) => origins.clone(),
         },
-        admin_token: settings.admin_token.clone(),
+        admin_token: settings.admin_token.clone().map(|token| {
+            let from_file = settings.admin_token_file.is_some();
+            let name = if from_file { AdminSetting::FILE } else { AdminSetting::VALUE };
+            AdminSetting { token, name }
+        }),
     }
 }
 
@@ -263,17 +318,37 @@ impl Running {
         if self.tls.is_some() { "https" } else { "http" }
     }
 
-    /// Reads certificate and key again, in the background. What cannot be used leaves the earlier pair in place.
-    pub fn renew_certificate(&self) {
-        let Some(tls) = self.tls.clone() else {
-            return;
-        };
-        tokio::task::spawn_blocking(move || match tls.read_again() {
-            Ok(()) => tracing::info!("certificate read again"),
-            Err(error) => {
-                tracing::warn!(error = %error, "certificate not read again, the earlier one stays");
-            }
-        });
+    /// Reads the files of the settings again, in the background: certificate and key, and the admin token. What cannot
+    /// be used leaves what was there before in place.
+    pub fn read_files_again(&self) {
+        if self.tls.is_none() && self.admin_token_file.is_none() {
+            tracing::info!("no file to read again");
+        }
+        if let Some(tls) = self.tls.clone() {
+            tokio::task::spawn_blocking(move || match tls.read_again() {
+                Ok(()) => tracing::info!("certificate read again"),
+                Err(error) => {
+                    tracing::warn!(error = %error, "certificate not read again, the earlier one stays");
+                }
+            });
+        }
+        if let Some(path) = self.admin_token_file.clone() {
+            let http = Arc::clone(&self.http);
+            tokio::task::spawn_blocking(move || match read_admin_token_file(&path) {
+                Ok(token) => {
+                    let id = token.hash().id();
+                    let name = AdminSetting::FILE;
+                    http.auth.replace_admin_setting(AdminSetting { token, name });
+                    tracing::info!(token = %id, "admin token read again");
+                }
+                Err(why) => {
+                    tracing::warn!(
+                        error = why,
+                        "admin token not read again, the earlier one stays"
+                    );
+                }
+            });
+        }
     }
 
     /// Returns when the server failed by itself, with the reason.
@@ -294,11 +369,60 @@ pub async fn reset_admin_token(data_dir: &Path) -> anyhow::Result<Token> {
     if !Embedded::exists(data_dir) {
         bail!("there is no Rollcall data in {}", data_dir.display());
     }
+    let clock = Arc::new(SystemClock::new());
     let embedded =
-        open_store(data_dir.to_owned(), Arc::new(SystemClock::new()), Retention::FOREVER).await?;
+        open_store(data_dir.to_owned(), clock, Retention::FOREVER, Keys::Without).await?;
     let token = random_token(Token::ADMIN_PREFIX)?;
     let stored = embedded.store.write.set_admin_token(token.hash()).await;
     tokio::task::spawn_blocking(move || embedded.close()).await?;
     stored?;
     Ok(token)
+}
+
+/// What a change of keys has done.
+#[derive(Debug)]
+pub struct ChangedKey {
+    /// The number of the key that seals now.
+    pub key: KeyId,
+    /// How many secrets were sealed anew, or replaced.
+    pub secrets: u64,
+}
+
+/// Gives a data directory a new key for its signing secrets while no server runs on it.
+///
+/// # Errors
+///
+/// There is no store in the directory, a server holds it, or a secret needs a key that is not in its key file.
+pub async fn rotate_key(data_dir: &Path) -> anyhow::Result<ChangedKey> {
+    change_key(data_dir, Embedded::rotate_key).await
+}
+
+/// Gives new signing secrets to the apps of a data directory whose key is lost, while no server runs on it.
+///
+/// # Errors
+///
+/// There is no store in the directory, a server holds it, or its key file cannot be used.
+pub async fn replace_lost_secrets(data_dir: &Path) -> anyhow::Result<ChangedKey> {
+    change_key(data_dir, Embedded::replace_lost_secrets).await
+}
+
+async fn change_key(
+    data_dir: &Path,
+    change: fn(&Path) -> Result<(KeyId, u64), store::Error>,
+) -> anyhow::Result<ChangedKey> {
+    if !Embedded::exists(data_dir) {
+        bail!("there is no Rollcall data in {}", data_dir.display());
+    }
+    let data_dir = data_dir.to_owned();
+    let (key, secrets) = tokio::task::spawn_blocking(move || change(&data_dir)).await??;
+    Ok(ChangedKey { key, secrets })
+}
+
+/// A new key in text, for the settings `secret_key` and `secret_key_file`.
+///
+/// # Errors
+///
+/// The system gives no random numbers.
+pub fn make_key() -> anyhow::Result<String> {
+    Ok(Key::random()?.reveal())
 }

@@ -11,6 +11,9 @@ pub mod delivery;
 pub mod directory;
 pub mod domain;
 pub mod feed;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 pub mod store;
 pub mod subscriptions;

@@ -14,6 +14,7 @@ mod contact;
 mod driver;
 mod helper;
 mod ledger;
+mod lookups;
 mod measure;
 mod process;
 mod protocol;
@@ -94,6 +95,8 @@ enum Part {
     Backlog,
     /// 100,000 idle subscriptions; about five minutes.
     Idle,
+    /// Look-ups of ids that another service has, and of ids that nobody has; about 20 seconds.
+    Lookups,
 }
 
 impl Part {
@@ -189,6 +192,11 @@ fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
                     Part::One => bench.one(program, limit)?,
                     Part::Five => bench.five(program, limit)?,
                     Part::Latency => bench.latency(program)?,
+                    Part::Lookups => {
+                        let place = directory.join(format!("{part:?}{name}-{round}"));
+                        let (arguments, faults) = (&options.server_arg, &mut bench.faults);
+                        lookups::measure(program, &place, arguments, options.quick, faults)?
+                    }
                     Part::Isolation | Part::Refusing | Part::Backlog | Part::Idle => {
                         let ground = scale::Ground {
                             program,

@@ -126,6 +126,11 @@ static METRICS: &[Metric] = &[
     row("idle_ready_s", "  start to ready after SIGTERM", "s", 3),
     row("idle_ready_crash_s", "  start to ready after SIGKILL", "s", 3),
     row("idle_others", "  CPU of the machine that others used", "%", 1),
+    row("lookups_foreign_us", "look-up of another service's id: p50", "us", 2),
+    row("lookups_near_us", "  of an id that nobody has, next to it: p50", "us", 2),
+    row("lookups_random_us", "  of a random id: p50", "us", 2),
+    row("lookups_near_difference", "  another's by next to it, difference", "%", 2).at_most(5.0),
+    row("lookups_random_difference", "  another's by random, difference", "%", 2).at_most(5.0),
 ];
 
 /// The measured ones as parts of what a program with hyper-util's client gets from this machine.

@@ -7,10 +7,11 @@ use ::http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::directory::tenancy::TOKEN_OVERLAP_DEFAULT;
+use crate::domain::clock::Timestamp;
 use crate::domain::contact_rules::is_refused_char;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::page::Page;
-use crate::domain::tenancy::{App, NAME_CHARS_MAX, Scope, Scopes, Service};
+use crate::domain::tenancy::{App, NAME_CHARS_MAX, Scope, Scopes, Service, StoredToken};
 use crate::http::envelope::{ApiError, success};
 use crate::http::json::JsonObject;
 use crate::store;
@@ -28,7 +29,7 @@ pub(super) async fn create_service(state: Arc<State>, mut call: Call) -> Answer 
     let mut body = JsonObject::parse(&call.body().await?)?;
     let name = take_name(&mut body)?;
     body.refuse_unknown()?;
-    let service = state.directory.create_service(name).await?;
+    let service = state.directory.create_service(call.origin, name).await?;
     Ok(success(StatusCode::CREATED, &service_json(&service).to_string()))
 }
 
@@ -44,7 +45,7 @@ pub(super) async fn list_services(state: Arc<State>, call: Call) -> Answer {
 
 pub(super) async fn delete_service(state: Arc<State>, call: Call) -> Answer {
     let service = service_of(&call)?;
-    state.directory.delete_service(service).await?;
+    state.directory.delete_service(call.origin, service).await?;
     Ok(success(StatusCode::OK, &format!(r#"{{"serviceId":"{service}"}}"#)))
 }
 
@@ -54,7 +55,7 @@ pub(super) async fn create_app(state: Arc<State>, mut call: Call) -> Answer {
     let name = take_name(&mut body)?;
     let scopes = take_scopes(&mut body)?;
     body.refuse_unknown()?;
-    let (app, token) = state.directory.create_app(service, name, scopes).await?;
+    let (app, token) = state.directory.create_app(call.origin, service, name, scopes).await?;
     let mut result = app_json(&app);
     result["appToken"] = token.reveal().into();
     Ok(success(StatusCode::CREATED, &result.to_string()))
@@ -70,12 +71,19 @@ pub(super) async fn list_apps(state: Arc<State>, call: Call) -> Answer {
     let limit = query.cursor_limit()?;
     state.read.find_service(service).await?.ok_or(store::Error::NotFound)?;
     let page = state.read.list_apps(service, after, limit).await?;
-    Ok(success(StatusCode::OK, &page_json(&page, app_json)))
+    let ids = page.items.iter().map(|app| app.id).collect();
+    let mut tokens = state.read.list_tokens(service, ids, state.clock.now()).await?.into_iter();
+    let with_tokens = |app: &App| {
+        let mut item = app_json(app);
+        item["tokens"] = tokens.next().unwrap_or_default().iter().map(token_json).collect();
+        item
+    };
+    Ok(success(StatusCode::OK, &page_json(&page, with_tokens)))
 }
 
 pub(super) async fn delete_app(state: Arc<State>, call: Call) -> Answer {
     let (service, app) = (service_of(&call)?, parse_app("appID", call.part(APP_ID_PART))?);
-    state.directory.delete_app(service, app).await?;
+    state.directory.delete_app(call.origin, service, app).await?;
     Ok(success(StatusCode::OK, &format!(r#"{{"appID":"{app}"}}"#)))
 }
 
@@ -83,12 +91,12 @@ pub(super) async fn rotate_token(state: Arc<State>, mut call: Call) -> Answer {
     let (service, app) = (service_of(&call)?, parse_app("appID", call.part(APP_ID_PART))?);
     let overlap = parse_overlap(&call.body().await?)?;
     let earlier_until = state.clock.now().plus(overlap);
-    let token = state.directory.rotate_token(service, app, earlier_until).await?;
+    let token = state.directory.rotate_token(call.origin, service, app, earlier_until).await?;
     let result = format!(r#"{{"appID":"{app}","appToken":"{}"}}"#, token.reveal());
     Ok(success(StatusCode::OK, &result))
 }
 
-fn service_of(call: &Call) -> Result<ServiceId, ApiError> {
+pub(super) fn service_of(call: &Call) -> Result<ServiceId, ApiError> {
     parse_service("serviceId", call.part(SERVICE_ID_PART))
 }
 
@@ -104,7 +112,7 @@ fn malformed_id(name: &str, prefix: &str) -> ApiError {
     ApiError::invalid(format!("{name}: must be {prefix}_ and 32 lower-case hexadecimal digits"))
 }
 
-fn take_name(body: &mut JsonObject) -> Result<String, ApiError> {
+pub(super) fn take_name(body: &mut JsonObject) -> Result<String, ApiError> {
     let name = body.take_string("name")?;
     let chars = name.chars().count();
     if chars == 0 || chars > NAME_CHARS_MAX {
@@ -123,7 +131,7 @@ fn take_name(body: &mut JsonObject) -> Result<String, ApiError> {
     Ok(name)
 }
 
-fn take_scopes(body: &mut JsonObject) -> Result<Scopes, ApiError> {
+pub(super) fn take_scopes(body: &mut JsonObject) -> Result<Scopes, ApiError> {
     let mut scopes: Vec<Scope> = Vec::new();
     for entry in body.take_array("scopes")? {
         let scope = entry.as_str().and_then(Scope::parse).ok_or_else(|| {
@@ -142,7 +150,7 @@ fn take_scopes(body: &mut JsonObject) -> Result<Scopes, ApiError> {
 }
 
 /// How long earlier tokens still work; a rotation needs no body.
-fn parse_overlap(body: &[u8]) -> Result<Duration, ApiError> {
+pub(super) fn parse_overlap(body: &[u8]) -> Result<Duration, ApiError> {
     if body.is_empty() {
         return Ok(TOKEN_OVERLAP_DEFAULT);
     }
@@ -171,7 +179,18 @@ fn app_json(app: &App) -> Value {
     json!({"appID": app.id.to_string(), "name": app.name, "scopes": scopes})
 }
 
-fn page_json<T>(page: &Page<T>, write: fn(&T) -> Value) -> String {
+/// A token by its id. It was shown once, when it was made.
+pub(super) fn token_json(token: &StoredToken) -> Value {
+    let text = |time: Option<Timestamp>| time.map(|time| time.to_string());
+    json!({
+        "id": token.hash.id().to_string(),
+        "createdAt": text(token.created_at),
+        "lastUsedAt": text(token.used_at),
+        "expiresAt": text(token.expires_at),
+    })
+}
+
+fn page_json<T>(page: &Page<T>, write: impl FnMut(&T) -> Value) -> String {
     let items: Vec<Value> = page.items.iter().map(write).collect();
     json!({"items": items, "next": page.next}).to_string()
 }

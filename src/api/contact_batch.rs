@@ -39,11 +39,11 @@ pub(super) async fn apply_contact_batch(
         .into_iter()
         .map(|item| parse_item(item).map(|change| changes.push(change)).err())
         .collect();
-    let answers = state.directory.change_contacts(caller.service(), changes).await?;
+    let answers = state.directory.change_contacts(call.origin, caller.service(), changes).await?;
     Ok(success(StatusCode::OK, &write_items(unread, answers)))
 }
 
-fn parse_item(item: Value) -> Result<ContactChange, ApiError> {
+pub(super) fn parse_item(item: Value) -> Result<ContactChange, ApiError> {
     let mut item = JsonObject::from_value(item)?;
     let op = item.take_string("op")?;
     let change = match op.as_str() {

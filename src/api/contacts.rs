@@ -44,7 +44,7 @@ pub(super) async fn create_contact(state: Arc<State>, caller: Caller, mut call: 
     let body = call.body().await?;
     let key = parse_idempotency_key(&call.head, caller.app(), &body)?;
     let wish = ContactPatch::from_json(JsonObject::parse(&body)?.into_map())?;
-    let answer = state.directory.create_contact(caller.service(), wish, key).await?;
+    let answer = state.directory.create_contact(call.origin, caller.service(), wish, key).await?;
     Ok(match answer {
         ContactAnswer::Repeated(json) => repeated(&json),
         ContactAnswer::Created(contact) | ContactAnswer::Edited(contact) => {
@@ -65,7 +65,8 @@ pub(super) async fn update_contact(state: Arc<State>, caller: Caller, mut call: 
     let if_match = parse_if_match(&call.head.headers)?;
     let body = JsonObject::parse(&call.body().await?)?;
     let patch = ContactPatch::from_json(body.into_map())?;
-    match state.directory.edit_contact(caller.service(), id, patch, if_match).await? {
+    let (origin, service) = (call.origin, caller.service());
+    match state.directory.edit_contact(origin, service, id, patch, if_match).await? {
         ContactAnswer::Edited(contact) | ContactAnswer::Created(contact) => {
             Ok(with_tag(&contact, StatusCode::OK))
         }
@@ -76,7 +77,7 @@ pub(super) async fn update_contact(state: Arc<State>, caller: Caller, mut call: 
 pub(super) async fn delete_contact(state: Arc<State>, caller: Caller, call: Call) -> Answer {
     let id = call.contact_id()?;
     let if_match = parse_if_match(&call.head.headers)?;
-    state.directory.delete_contact(caller.service(), id, if_match).await?;
+    state.directory.delete_contact(call.origin, caller.service(), id, if_match).await?;
     Ok(success(StatusCode::OK, &deleted_json(id)))
 }
 

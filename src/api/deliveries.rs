@@ -101,7 +101,7 @@ pub(super) async fn list_deliveries(state: Arc<State>, caller: Caller, call: Cal
     Ok(success(StatusCode::OK, &format!(r#"{{"items":{items},"next":{next}}}"#)))
 }
 
-fn delivery_query(query: Option<&str>) -> Result<DeliveryQuery, ApiError> {
+pub(super) fn delivery_query(query: Option<&str>) -> Result<DeliveryQuery, ApiError> {
     let query = Query::parse(query);
     let state = match query.get("state")? {
         None => None,
@@ -115,7 +115,10 @@ fn delivery_query(query: Option<&str>) -> Result<DeliveryQuery, ApiError> {
 }
 
 fn sequence_of(call: &Call) -> Result<u64, ApiError> {
-    let text = call.part(SEQUENCE_PART);
+    parse_sequence(call.part(SEQUENCE_PART))
+}
+
+pub(super) fn parse_sequence(text: &str) -> Result<u64, ApiError> {
     let number = text.parse().ok().filter(|number: &u64| {
         // One spelling for one number: no signs, no leading zeros.
         *number > 0 && *number <= i64::MAX.unsigned_abs() && number.to_string() == text
@@ -132,18 +135,20 @@ pub(super) async fn get_delivery(state: Arc<State>, caller: Caller, call: Call) 
 
 pub(super) async fn redeliver(state: Arc<State>, caller: Caller, call: Call) -> Answer {
     let sequence = sequence_of(&call)?;
-    let row = state.subscriptions.redeliver(caller.service(), caller.app(), sequence).await?;
+    let (origin, service, app) = (call.origin, caller.service(), caller.app());
+    let row = state.subscriptions.redeliver(origin, service, app, sequence).await?;
     Ok(success(StatusCode::OK, &to_json(&delivery_body(&row))?))
 }
 
 pub(super) async fn replay(state: Arc<State>, caller: Caller, mut call: Call) -> Answer {
     let from = replay_from(JsonObject::parse(&call.body().await?)?)?;
-    let replayed = state.subscriptions.replay(caller.service(), caller.app(), from).await?;
+    let (origin, service, app) = (call.origin, caller.service(), caller.app());
+    let replayed = state.subscriptions.replay(origin, service, app, from).await?;
     let body = format!(r#"{{"after":{},"newest":{}}}"#, replayed.after, replayed.newest);
     Ok(success(StatusCode::OK, &body))
 }
 
-fn replay_from(mut body: JsonObject) -> Result<ReplayFrom, ApiError> {
+pub(super) fn replay_from(mut body: JsonObject) -> Result<ReplayFrom, ApiError> {
     let (since, after) = (body.take("since"), body.take("after"));
     body.refuse_unknown()?;
     match (since, after) {

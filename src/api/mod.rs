@@ -4,11 +4,15 @@
 //! and writes the answer. `docs/api.md` describes every route; a test compares it with the table.
 
 pub mod admin;
+pub mod admin_audit;
+pub mod admin_token;
 pub mod conditions;
 pub mod contact_batch;
 pub mod contacts;
 pub mod deliveries;
 pub mod feed;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz_checks;
 pub mod health;
 pub mod query;
 pub mod router;

@@ -17,6 +17,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use tower::Service;
 
+use crate::domain::audit::Origin;
 use crate::domain::id::ContactId;
 use crate::domain::tenancy::Scope;
 use crate::http::caller::Caller;
@@ -24,7 +25,10 @@ use crate::http::envelope::ApiError;
 use crate::http::limits::{BATCH_BODY_BYTES_MAX, BODY_BYTES_MAX, read_body};
 use crate::http::request_log::{self, Answered};
 
-use super::{State, admin, contact_batch, contacts, deliveries, feed, health, subscription};
+use super::{
+    State, admin, admin_audit, admin_token, contact_batch, contacts, deliveries, feed, health,
+    subscription,
+};
 
 /// What a handler gives.
 pub(super) type Answer = Result<Response, ApiError>;
@@ -52,6 +56,8 @@ pub(super) struct Route {
 pub(super) struct Call {
     /// Method, target and headers.
     pub(super) head: Parts,
+    /// Who calls, and from where: for the audit log.
+    pub(super) origin: Origin,
     body: Body,
 }
 
@@ -196,7 +202,8 @@ where
     let judge = move |state: Arc<State>, head: Parts, body: Body| async move {
         match state.http.enter(&head, part(&head, APP_ID_PART), scope).await {
             Ok(caller) => {
-                let answer = handler(state, caller.clone(), Call { head, body }).await;
+                let call = Call { head, origin: caller.origin(), body };
+                let answer = handler(state, caller.clone(), call).await;
                 Answered { answer, caller: Some(caller) }
             }
             Err((caller, error)) => Answered { answer: Err(error), caller },
@@ -213,7 +220,7 @@ where
 {
     let judge = move |state: Arc<State>, head: Parts, body: Body| async move {
         Answered::from(match state.http.enter_admin(&head).await {
-            Ok(()) => handler(state, Call { head, body }).await,
+            Ok(origin) => handler(state, Call { head, origin, body }).await,
             Err(error) => Err(error),
         })
     };
@@ -265,6 +272,10 @@ const SERVICE: &str = "/v1/admin/services/{serviceId}";
 const APPS: &str = "/v1/admin/services/{serviceId}/apps";
 const APP: &str = "/v1/admin/services/{serviceId}/apps/{appID}";
 const TOKEN_ROTATE: &str = "/v1/admin/services/{serviceId}/apps/{appID}/token/rotate";
+const SERVICE_AUDIT: &str = "/v1/admin/services/{serviceId}/audit";
+const AUDIT: &str = "/v1/admin/audit";
+const ADMIN_TOKEN: &str = "/v1/admin/token";
+const ADMIN_TOKEN_ROTATE: &str = "/v1/admin/token/rotate";
 
 /// The table.
 pub(super) fn routes() -> Vec<Route> {
@@ -295,6 +306,10 @@ pub(super) fn routes() -> Vec<Route> {
         admin(M::GET, APPS, admin::list_apps),
         admin(M::DELETE, APP, admin::delete_app),
         admin(M::POST, TOKEN_ROTATE, admin::rotate_token),
+        admin(M::GET, SERVICE_AUDIT, admin_audit::list_audit_of_service),
+        admin(M::GET, AUDIT, admin_audit::list_audit_of_server),
+        admin(M::GET, ADMIN_TOKEN, admin_token::list_admin_tokens),
+        admin(M::POST, ADMIN_TOKEN_ROTATE, admin_token::rotate_admin_token),
         open(M::GET, "/livez", health::get_livez),
         open(M::GET, "/readyz", health::get_readyz),
     ]

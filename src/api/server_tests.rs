@@ -17,6 +17,8 @@ use crate::directory::Directory;
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::tenancy::Token;
 use crate::feed::Feed;
+use crate::http::auth::AdminSetting;
+use crate::http::places::Places;
 use crate::http::{self, Http, listener};
 use crate::store::sqlite::Embedded;
 use crate::store::sqlite::retention::Retention;
@@ -60,8 +62,15 @@ impl Server {
         .unwrap();
         let feed = Feed::new(Arc::clone(&store.read), CancellationToken::new());
         store.write.queue().add_listener(feed.listener());
+        let uses = store.write.clone();
         let state = super::State {
-            http: Arc::new(Http::new(&http_settings(), store.read.clone(), clock.clone(), epoch)),
+            http: Arc::new(Http::new(
+                &http_settings(),
+                store.read.clone(),
+                clock.clone(),
+                epoch,
+                Arc::new(move |token| uses.note_token_use(token)),
+            )),
             read: store.read.clone(),
             directory: Directory::new(store.write.clone()),
             subscriptions: Subscriptions {
@@ -79,7 +88,15 @@ impl Server {
         let address = socket.local_addr().unwrap();
         let stop = CancellationToken::new();
         let router = super::Api::new(Arc::new(state));
-        tokio::spawn(listener::serve(socket, None, router, stop.clone(), TaskTracker::new()));
+        let places = Arc::new(Places::new(0, Vec::new()));
+        tokio::spawn(listener::serve(
+            socket,
+            None,
+            places,
+            router,
+            stop.clone(),
+            TaskTracker::new(),
+        ));
         Self { address, directory, stop }
     }
 
@@ -120,7 +137,10 @@ impl Server {
 
 fn http_settings() -> http::Settings {
     http::Settings {
-        admin_token: Some(Token::from_text(ADMIN)),
+        admin_token: Some(AdminSetting {
+            token: Token::from_text(ADMIN),
+            name: AdminSetting::VALUE,
+        }),
         cors_origins: vec!["https://page.example".to_owned()],
         ..http::Settings::default()
     }
@@ -148,8 +168,22 @@ async fn heads_that_hyper_refuses_are_answered_in_our_envelope() {
     check(&server.send("GARBAGE\r\n\r\n").await, "400", "6451000");
     check(&server.send("GET /livez HTTP/1.1\r\nHost : a\r\n\r\n").await, "400", "6451000");
     check(&server.send("GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n").await, "400", "6451000");
-    let two = "POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
-    check(&server.send(two).await, "400", "6451000");
+    for two in [
+        "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+        "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}x",
+        "Content-Length: 2, 2\r\n\r\n{}",
+        "Content-Length: +2\r\n\r\n{}",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: gzip, chunked\r\nConnection: close\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: identity\r\n\r\n{}",
+        "Host: b\r\nConnection: close\r\n\r\n",
+    ] {
+        let sent = format!("POST /livez HTTP/1.1\r\nHost: a\r\n{two}");
+        let answer = server.send(&sent).await;
+        check(&answer, "400", "6451000");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{sent}: {answer}");
+    }
     for line in [&long, &huge] {
         let uri = format!("GET /{line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         check(&server.send(&uri).await, "414", "6451000");
@@ -173,10 +207,15 @@ async fn old_and_upgrading_callers_are_answered() {
     assert!(old.starts_with("HTTP/1.0 200 "), "{old}");
     let upgrade = "GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
     check(&server.send(upgrade).await, "200", "200");
-    let two = "GET /livez HTTP/1.1\r\nHost: a\r\n\r\nGET /none HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let two = "GET /livez HTTP/1.1\r\nHost: a\r\n\r\nGET /none HTTP/1.1\r\nHost: a\r\n\r\n";
     let answers = server.send(two).await;
     assert_eq!(answers.matches("HTTP/1.1 200 ").count(), 1, "{answers}");
-    assert_eq!(answers.matches("HTTP/1.1 404 ").count(), 1, "{answers}");
+    assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{answers}");
+    assert!(answers.contains("connection: close\r\n"), "{answers}");
+    let chunked = "POST /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let answers = server.send(&chunked.repeat(2)).await;
+    assert!(answers.starts_with("HTTP/1.1 405 "), "{answers}");
+    assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{answers}");
 }
 
 #[tokio::test]

@@ -46,12 +46,12 @@ pub(super) async fn update_subscription(
     let enabled = body.take_bool("enabled")?;
     let url = body.take_string("url")?;
     let result = format!(r#"{{"enabled":{enabled},"url":{}}}"#, json_text(&url));
-    let (service, app) = (caller.service(), caller.app());
+    let (origin, service, app) = (call.origin, caller.service(), caller.app());
     if enabled {
         // On the heap: the future of a challenge is large, and few requests have one.
-        Box::pin(state.subscriptions.subscribe(service, app, ticket, url)).await?;
+        Box::pin(state.subscriptions.subscribe(origin, service, app, ticket, url)).await?;
     } else {
-        state.subscriptions.unsubscribe(service, app, ticket, url).await?;
+        state.subscriptions.unsubscribe(origin, service, app, ticket, url).await?;
     }
     Ok(success(StatusCode::OK, &result))
 }
@@ -115,8 +115,9 @@ pub(super) async fn get_secret(state: Arc<State>, caller: Caller, _call: Call) -
     Ok(success(StatusCode::OK, &format!(r#"{{"secret":{}}}"#, json_text(&secret))))
 }
 
-pub(super) async fn rotate_secret(state: Arc<State>, caller: Caller, _call: Call) -> Answer {
-    let secret = state.subscriptions.rotate_secret(caller.service(), caller.app()).await?;
+pub(super) async fn rotate_secret(state: Arc<State>, caller: Caller, call: Call) -> Answer {
+    let subscriptions = &state.subscriptions;
+    let secret = subscriptions.rotate_secret(call.origin, caller.service(), caller.app()).await?;
     Ok(success(StatusCode::OK, &format!(r#"{{"secret":{}}}"#, json_text(&secret))))
 }
 

@@ -1,15 +1,32 @@
-//! `rollcall admin-token`: what to do when the admin token is lost.
+//! `rollcall admin-token`: rotating the stored admin token, and what to do when it is lost.
 
 use anyhow::Context;
 use clap::Subcommand;
+use http::Method;
+use serde_json::json;
 
+use super::connection::Connection;
 use super::dev_credentials::{DataDir, DevCredentials};
 use super::output;
+use super::table::fields;
 use crate::app;
 
 /// The commands about the admin token.
 #[derive(Debug, Subcommand)]
 pub(super) enum AdminTokenCommand {
+    /// Make a new admin token on a running server; the old one works 24 h longer.
+    Rotate {
+        /// Only 0: the old token stops working at once. Leave it out for the 24 h.
+        #[arg(long, value_name = "0", value_parser = clap::value_parser!(u8).range(0..=0))]
+        overlap: Option<u8>,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// List the admin tokens of a running server by their ids, with their last use.
+    List {
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Give a data directory a new admin token, printed once; no server may run on it.
     Reset {
         #[command(flatten)]
@@ -19,7 +36,30 @@ pub(super) enum AdminTokenCommand {
 
 /// Runs the command.
 pub(super) async fn run(command: AdminTokenCommand) -> anyhow::Result<()> {
-    let AdminTokenCommand::Reset { data_dir } = command;
+    match command {
+        AdminTokenCommand::Rotate { overlap, connection } => {
+            let body = overlap.map_or_else(|| json!({}), |overlap| json!({ "overlap": overlap }));
+            let path = ["v1", "admin", "token", "rotate"];
+            let result = connection.admin()?.tell(Method::POST, &path, &body, None).await?;
+            connection.show(&result, |result| {
+                format!("{}\n\nthe admin token is shown only this once", fields(result))
+            })
+        }
+        AdminTokenCommand::List { connection } => {
+            let result = connection.admin()?.list(&["v1", "admin", "token"]).await?;
+            let columns = [
+                ("TOKEN", "id"),
+                ("CREATED", "createdAt"),
+                ("LAST USED", "lastUsedAt"),
+                ("EXPIRES", "expiresAt"),
+            ];
+            connection.show_list(&result, &columns)
+        }
+        AdminTokenCommand::Reset { data_dir } => reset(&data_dir).await,
+    }
+}
+
+async fn reset(data_dir: &DataDir) -> anyhow::Result<()> {
     let data_dir = data_dir.path();
     let token = app::reset_admin_token(&data_dir).await.with_context(|| {
         let data_dir = data_dir.display();

@@ -5,8 +5,9 @@ use http::Method;
 use serde_json::json;
 
 use super::client::Client;
-use super::connection::Connection;
-use super::table::fields;
+use super::connection::{Connection, items};
+use super::ordered::Ordered;
+use super::table::{cell, fields, table};
 use crate::domain::tenancy::Scope;
 
 /// The commands about apps.
@@ -70,8 +71,7 @@ pub(super) async fn run(command: AppCommand) -> anyhow::Result<()> {
         AppCommand::List { of } => {
             let (client, service) = of.client()?;
             let result = client.list(&path(&service, &[])).await?;
-            let columns = [("APP", "appID"), ("NAME", "name"), ("SCOPES", "scopes")];
-            of.connection.show_list(&result, &columns)
+            of.connection.show(&result, |result| list(items(result)))
         }
         AppCommand::Delete { id, of } => {
             let (client, service) = of.client()?;
@@ -96,6 +96,24 @@ impl OfService {
     }
 }
 
+/// One line for each token, which repeats its app.
+fn list(apps: &[Ordered]) -> String {
+    let headings = ["APP", "NAME", "SCOPES", "TOKEN", "LAST USED", "EXPIRES"];
+    let mut rows = Vec::new();
+    for app in apps {
+        let of_app = ["appID", "name", "scopes"].map(|field| cell(&app[field]));
+        let tokens = app["tokens"].as_list().unwrap_or_default();
+        for token in tokens {
+            let of_token = ["id", "lastUsedAt", "expiresAt"].map(|field| cell(&token[field]));
+            rows.push(of_app.iter().cloned().chain(of_token).collect());
+        }
+        if tokens.is_empty() {
+            rows.push(of_app.into());
+        }
+    }
+    table(&headings, &rows)
+}
+
 fn path<'a>(service: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
     ["v1", "admin", "services", service, "apps"].iter().chain(rest).copied().collect()
 }
@@ -104,4 +122,28 @@ fn parse_scope(text: &str) -> Result<String, String> {
     Scope::parse(text)
         .map(|scope| scope.name().to_owned())
         .ok_or_else(|| "a scope is one of events, directory:read, directory:write".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::list;
+
+    #[test]
+    fn every_token_has_a_line_with_its_app() {
+        let apps = [
+            r#"{"appID":"app_1","name":"CRM","scopes":["events"],"tokens":[
+                {"id":"tok_1","lastUsedAt":null,"expiresAt":"t"},
+                {"id":"tok_2","lastUsedAt":"u","expiresAt":null}]}"#,
+            r#"{"appID":"app_2","name":"X","scopes":["events"]}"#,
+        ]
+        .map(|text| serde_json::from_str(text).unwrap());
+
+        assert_eq!(
+            list(&apps),
+            "APP    NAME  SCOPES  TOKEN  LAST USED  EXPIRES\n\
+             app_1  CRM   events  tok_1  -          t\n\
+             app_1  CRM   events  tok_2  u          -\n\
+             app_2  X     events"
+        );
+    }
 }

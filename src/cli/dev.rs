@@ -36,7 +36,7 @@ pub(super) async fn run(args: DevArgs) -> anyhow::Result<()> {
     let mut credentials = DevCredentials::find(&settings.data_dir).unwrap_or_default();
     credentials.admin_token = admin_token(&settings, &credentials)?;
     settings.admin_token = Some(Token::from_text(&credentials.admin_token));
-    let signals = serve::Signals::of_server(&settings)?;
+    let signals = serve::Signals::of_development(&settings)?;
     let running = serve::start(settings).await?;
     let printed = welcome(&running, &mut credentials, args.json).await;
     serve::wait(running, signals, printed).await

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::listen_answer::{Received, Verified, Wish, echo, find_challenge};
 use super::ordered::Ordered;
 use crate::delivery::signing;
-use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::clock::{Clock, SystemClock, Timestamp};
 use crate::domain::subscription::SigningSecret;
 
 /// Largest request body, in bytes; notifications have some hundred.
@@ -107,9 +107,9 @@ impl Receiver {
 
     async fn answer_body(&self, headers: HeaderMap, bytes: &[u8]) -> Response<Full<Bytes>> {
         let now = self.clock.now();
-        let verified = self.verify(&headers, bytes);
-        let body: Ordered = serde_json::from_slice(bytes)
-            .unwrap_or_else(|_| Ordered::Plain(String::from_utf8_lossy(bytes).into()));
+        let secret = self.secret.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let verified = judge_signature(secret.as_ref(), &headers, bytes, now);
+        let body = read_body(bytes);
         let challenge = find_challenge(&body).map(echo);
         let answered = match challenge {
             Some(_) => 200,
@@ -124,22 +124,33 @@ impl Receiver {
         let text = challenge.map(|echo| echo.to_string()).unwrap_or_default();
         reply(answered, text, "application/json")
     }
+}
 
-    fn verify(&self, headers: &HeaderMap, body: &[u8]) -> Verified {
-        let secret = self.secret.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(secret) = secret else {
-            return Verified::Unchecked;
-        };
-        let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let (Some(id), Some(timestamp), Some(signature)) =
-            (header("webhook-id"), header("webhook-timestamp"), header("webhook-signature"))
-        else {
-            return Verified::No;
-        };
-        match signing::verify(&secret, id, timestamp, signature, body, self.clock.now()) {
-            Ok(()) => Verified::Yes,
-            Err(_) => Verified::No,
-        }
+/// A body as it is told: JSON in its order, or text.
+pub(super) fn read_body(bytes: &[u8]) -> Ordered {
+    serde_json::from_slice(bytes)
+        .unwrap_or_else(|_| Ordered::Plain(String::from_utf8_lossy(bytes).into()))
+}
+
+/// Whether the request was signed with the secret, as far as there is one.
+pub(super) fn judge_signature(
+    secret: Option<&SigningSecret>,
+    headers: &HeaderMap,
+    body: &[u8],
+    now: Timestamp,
+) -> Verified {
+    let Some(secret) = secret else {
+        return Verified::Unchecked;
+    };
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let (Some(id), Some(timestamp), Some(signature)) =
+        (header("webhook-id"), header("webhook-timestamp"), header("webhook-signature"))
+    else {
+        return Verified::No;
+    };
+    match signing::verify(secret, id, timestamp, signature, body, now) {
+        Ok(()) => Verified::Yes,
+        Err(_) => Verified::No,
     }
 }
 

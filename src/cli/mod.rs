@@ -5,6 +5,7 @@
 
 mod admin_token;
 mod app;
+mod audit;
 mod client;
 mod config;
 mod connection;
@@ -12,6 +13,9 @@ mod deliveries;
 mod dev;
 mod dev_credentials;
 mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz_checks;
+mod key;
 mod listen;
 mod listen_answer;
 mod listen_receiver;
@@ -85,9 +89,15 @@ enum Command {
     Deliveries(deliveries::DeliveriesCommand),
     /// Send everything since a time or a number again (`AppToken`).
     Replay(deliveries::ReplayArgs),
-    /// Replace a lost admin token while no server runs.
+    /// List who changed what, when and from where (admin token).
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Rotate the stored admin token, or replace a lost one while no server runs.
     #[command(subcommand)]
     AdminToken(admin_token::AdminTokenCommand),
+    /// Replace the key that seals signing secrets, while no server runs.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Check and show settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -138,7 +148,9 @@ async fn run_command(command: Command) -> anyhow::Result<()> {
         Command::Subscription(command) => subscription::run(command).await,
         Command::Deliveries(command) => deliveries::run(command).await,
         Command::Replay(args) => deliveries::replay(args).await,
+        Command::Audit(command) => audit::run(command).await,
         Command::AdminToken(command) => admin_token::run(command).await,
+        Command::Key(command) => key::run(command).await,
         Command::Config(command) => config::run(command),
     }
 }
@@ -241,6 +253,10 @@ mod tests {
             "rollcall listen --keep",
             "rollcall admin-token reset --data-dir d",
             "rollcall admin-token reset",
+            "rollcall admin-token rotate --overlap 0",
+            "rollcall admin-token list --json",
+            "rollcall audit list",
+            "rollcall audit list --service srv_1 --after 7 --since 2026-11-23T12:00:00Z --action replay --json",
             "rollcall config show --effective --max-in-flight 3",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -266,6 +282,8 @@ mod tests {
             "rollcall events --limit 0",
             "rollcall events --limit 501",
             "rollcall events --after -1",
+            "rollcall admin-token rotate --overlap 1",
+            "rollcall audit list --limit 501",
             "rollcall app create CRM --service s --scopes events,all",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

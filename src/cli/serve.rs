@@ -30,7 +30,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let settings = config::load(&args.settings.sources(false))?.settings;
     log::install(&settings);
     let own_token = settings.admin_token.is_some();
-    let signals = Signals::of_server(&settings)?;
+    let signals = Signals::of_server()?;
     let running = start(settings).await?;
     let printed = print_welcome(&running, own_token);
     wait(running, signals, printed).await
@@ -65,7 +65,7 @@ pub(super) async fn wait(
 ) -> anyhow::Result<()> {
     let ended = match printed {
         Ok(()) => tokio::select! {
-            _ = signals.next_with_hangup(|| running.renew_certificate()) => Ok(()),
+            _ = signals.next_with_hangup(|| running.read_files_again()) => Ok(()),
             error = running.failed() => Err(error.context("the server failed")),
         },
         Err(error) => Err(error),
@@ -121,11 +121,17 @@ impl Signals {
         })
     }
 
-    /// As [`Self::new`], and SIGHUP too where there are files to read again. A server without them ends with its
+    /// As [`Self::new`], and SIGHUP, at which files are read again; also where there are none, so that whoever sends
+    /// it to all servers ends none of them.
+    fn of_server() -> anyhow::Result<Self> {
+        Ok(Self { hangup: Some(listen(SignalKind::hangup())?), ..Self::new()? })
+    }
+
+    /// As [`Self::of_server`] where there are files to read again; a server for development without them ends with its
     /// terminal.
-    pub(super) fn of_server(settings: &config::Settings) -> anyhow::Result<Self> {
-        let hangup = settings.tls.as_ref().map(|_| listen(SignalKind::hangup())).transpose()?;
-        Ok(Self { hangup, ..Self::new()? })
+    pub(super) fn of_development(settings: &config::Settings) -> anyhow::Result<Self> {
+        let has_files = settings.tls.is_some() || settings.admin_token_file.is_some();
+        if has_files { Self::of_server() } else { Self::new() }
     }
 
     /// Waits for the next SIGINT or SIGTERM; gives the exit code of a process that it ends.

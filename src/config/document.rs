@@ -66,8 +66,8 @@ fn describe(setting: &Setting) -> String {
     if let Some(value) = setting.development {
         text.push_str(&format!("* Default of `rollcall dev`: {}.\n", quoted(value)));
     }
-    // The example of a token is a description; nobody should copy a token from a page.
-    if *name != "admin_token" {
+    // The example of a token or key is a description; nobody should copy one from a page.
+    if !matches!(*name, "admin_token" | "secret_key") {
         text.push_str(&format!("* In the file: `{name} = {}`.\n", in_file(setting, example)));
     }
     let (variable, flag) = (setting.variable(), setting.flag());

@@ -17,6 +17,7 @@ use super::raw::{Raw, Source, Sources, Written, collect};
 use super::table::{SETTINGS, find, shown_proxy};
 use crate::domain::tenancy::Token;
 use crate::http::tls::TlsFiles;
+use crate::store::keyring::Keyring;
 
 /// Where contacts, events and progress are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,10 @@ pub struct Settings {
     pub store: Store,
     /// The admin token, when the operator chose one; from `admin_token` or `admin_token_file`.
     pub admin_token: Option<Token>,
+    /// Where it was read from, if from a file.
+    pub admin_token_file: Option<PathBuf>,
+    /// The keys of signing secrets, when the operator gave them; from `secret_key` or `secret_key_file`.
+    pub secret_key: Option<Keyring>,
     /// Networks that may be called although they are not public.
     pub allow_targets: Vec<IpNet>,
     /// Networks that are never called.
@@ -77,6 +82,8 @@ pub struct Settings {
     pub requests_per_minute: u32,
     /// Requests without a good token from one address in a minute; 0 is off.
     pub failed_tokens_per_minute: u32,
+    /// Connections that one address may have open; 0 is off.
+    pub connections_per_address: u32,
     /// Challenges of one app in a minute; 0 is off.
     pub verifications_per_app: u32,
     /// Challenges to one host in a minute; 0 is off.
@@ -95,6 +102,8 @@ pub struct Settings {
     pub event_retention: Duration,
     /// Age at which failed attempts are removed; 1 hour to 10 years.
     pub attempt_retention: Duration,
+    /// Age at which entries of the audit log are removed; 1 hour to 10 years.
+    pub audit_retention: Duration,
     /// Web origins that may call the API.
     pub cors_origins: CorsOrigins,
     /// What is logged, in the filter syntax of `tracing-subscriber`.
@@ -113,6 +122,8 @@ impl fmt::Debug for Settings {
             data_dir,
             store,
             admin_token,
+            admin_token_file,
+            secret_key,
             allow_targets,
             deny_targets,
             allow_hosts,
@@ -122,6 +133,7 @@ impl fmt::Debug for Settings {
             proxy,
             requests_per_minute,
             failed_tokens_per_minute,
+            connections_per_address,
             verifications_per_app,
             verifications_per_host,
             verifications_total,
@@ -131,6 +143,7 @@ impl fmt::Debug for Settings {
             max_in_flight,
             event_retention,
             attempt_retention,
+            audit_retention,
             cors_origins,
             log,
             log_format,
@@ -142,6 +155,8 @@ impl fmt::Debug for Settings {
             .field("data_dir", data_dir)
             .field("store", store)
             .field("admin_token", admin_token)
+            .field("admin_token_file", admin_token_file)
+            .field("secret_key", secret_key)
             .field("allow_targets", allow_targets)
             .field("deny_targets", deny_targets)
             .field("allow_hosts", allow_hosts)
@@ -151,6 +166,7 @@ impl fmt::Debug for Settings {
             .field("proxy", &proxy.as_deref().map(shown_proxy))
             .field("requests_per_minute", requests_per_minute)
             .field("failed_tokens_per_minute", failed_tokens_per_minute)
+            .field("connections_per_address", connections_per_address)
             .field("verifications_per_app", verifications_per_app)
             .field("verifications_per_host", verifications_per_host)
             .field("verifications_total", verifications_total)
@@ -160,6 +176,7 @@ impl fmt::Debug for Settings {
             .field("max_in_flight", max_in_flight)
             .field("event_retention", event_retention)
             .field("attempt_retention", attempt_retention)
+            .field("audit_retention", audit_retention)
             .field("cors_origins", cors_origins)
             .field("log", log)
             .field("log_format", log_format)
@@ -222,13 +239,17 @@ struct Reader {
 impl Reader {
     fn read_all(&mut self) -> Settings {
         let limit = 0..=1_000_000;
+        let (admin_token, admin_token_file) =
+            self.read_text_or_file("admin_token", parse::admin_token);
         Settings {
             listen: self.read("listen", parse::simple),
             tls: self.read_tls_files(),
             trusted_proxies: self.read("trusted_proxies", |text| parse::list(text, parse::network)),
             data_dir: self.read("data_dir", parse::path),
             store: self.read("store", parse::store),
-            admin_token: self.read_admin_token(),
+            admin_token,
+            admin_token_file,
+            secret_key: self.read_text_or_file("secret_key", parse::secret_key).0,
             allow_targets: self.read("allow_targets", |text| parse::list(text, parse::network)),
             deny_targets: self.read("deny_targets", |text| parse::list(text, parse::network)),
             allow_hosts: self.read("allow_hosts", |text| parse::list(text, parse::host)),
@@ -239,6 +260,8 @@ impl Reader {
             requests_per_minute: self.read("requests_per_minute", |t| parse::number(t, &limit)),
             failed_tokens_per_minute: self
                 .read("failed_tokens_per_minute", |text| parse::number(text, &limit)),
+            connections_per_address: self
+                .read("connections_per_address", |text| parse::number(text, &limit)),
             verifications_per_app: self.read("verifications_per_app", |t| parse::number(t, &limit)),
             verifications_per_host: self
                 .read("verifications_per_host", |text| parse::number(text, &limit)),
@@ -249,6 +272,7 @@ impl Reader {
             max_in_flight: self.read("max_in_flight", |text| parse::number(text, &(1..=256))),
             event_retention: self.read("event_retention", parse::retention),
             attempt_retention: self.read("attempt_retention", parse::retention),
+            audit_retention: self.read("audit_retention", parse::retention),
             cors_origins: self.read("cors_origins", parse::cors_origins),
             log: self.read("log", parse::log_filter),
             log_format: self.read("log_format", parse::log_format),
@@ -283,21 +307,27 @@ impl Reader {
         None
     }
 
-    fn read_admin_token(&mut self) -> Option<Token> {
-        let chosen = self.read("admin_token", parse::admin_token);
-        let file = self.read("admin_token_file", parse::optional_path);
-        let Some(path) = file else { return chosen };
-        let why = if !self.raw.values["admin_token"].text.is_empty() {
-            "admin_token is set too, give one of the two".to_owned()
+    /// A secret that stands in a setting, or in the file that the setting of this name and `_file` names; then with
+    /// that file.
+    fn read_text_or_file<T>(
+        &mut self,
+        name: &'static str,
+        parse: fn(&str) -> parse::Parsed<Option<T>>,
+    ) -> (Option<T>, Option<PathBuf>) {
+        let name_of_file = format!("{name}_file");
+        let chosen = self.read(name, parse);
+        let file = self.read(&name_of_file, parse::optional_path);
+        let Some(path) = file else { return (chosen, None) };
+        let why = if !self.raw.values[name].text.is_empty() {
+            format!("{name} is set too, give one of the two")
         } else {
-            match read_token(&path) {
-                Ok(Some(token)) => return Some(token),
-                Ok(None) => "the file is empty".to_owned(),
+            match read_secret_file(&path, parse) {
+                Ok(value) => return (Some(value), Some(path)),
                 Err(why) => why,
             }
         };
-        self.refuse("admin_token_file", &why);
-        None
+        self.refuse(&name_of_file, &why);
+        (None, None)
     }
 
     fn judge_timeouts(&mut self, settings: &Settings) {
@@ -331,9 +361,21 @@ impl Reader {
     }
 }
 
-fn read_token(path: &Path) -> parse::Parsed<Option<Token>> {
+/// The admin token in a file; at start, and whenever the server is told to read it again.
+///
+/// # Errors
+///
+/// What is wrong with the file, without what is in it.
+pub fn read_admin_token_file(path: &Path) -> Result<Token, String> {
+    read_secret_file(path, parse::admin_token)
+}
+
+fn read_secret_file<T>(
+    path: &Path,
+    parse: fn(&str) -> parse::Parsed<Option<T>>,
+) -> parse::Parsed<T> {
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    parse::admin_token(text.trim_end())
+    parse(text.trim_end())?.ok_or_else(|| "the file is empty".to_owned())
 }
 
 #[cfg(test)]

@@ -149,7 +149,9 @@ fn values_at_their_limits_are_accepted_and_their_neighbours_refused() {
     check("max_in_flight", &["1", "256"], &["0", "257", "-1", "x"]);
     check("event_retention", &["1h", "3650d"], &["59m", "3651d", "30", ""]);
     check("attempt_retention", &["1h", "60m", "3650d"], &["59m", "3651d"]);
+    check("audit_retention", &["1h", "365d", "3650d"], &["59m", "3651d"]);
     check("requests_per_minute", &["0", "1000000"], &["1000001", ""]);
+    check("connections_per_address", &["0", "1000000"], &["1000001", "-1", ""]);
     check("failed_tokens_per_minute", &["0", "1000000"], &["1000001", "-1", ""]);
     check(
         "trusted_proxies",
@@ -224,6 +226,29 @@ fn secrets_are_never_shown() {
 }
 
 #[test]
+fn keys_of_secrets_are_read_from_the_setting_or_a_file_and_never_shown() {
+    let (new, old) = ("A".repeat(43) + "=", "B".repeat(42) + "A=");
+    check(
+        "secret_key",
+        &["", &new, &format!("{new},{old}")],
+        &["A", &new[1..], &format!("{new},{new}")],
+    );
+    let file =
+        TestFile::new("key", &format!("# note\nrollcall-key-1 {new}\nrollcall-key-1 {old}\n"));
+    let path = file.0.to_str().unwrap();
+
+    let loaded = with_flags(&[("secret_key_file", path)]).unwrap();
+
+    assert_eq!(loaded.settings.secret_key.as_ref().unwrap().ids().count(), 2);
+    assert!(!format!("{:?} {:?}", loaded.settings, loaded.shown).contains(&new[..20]));
+    let shown = with_flags(&[("secret_key", &new)]).unwrap().shown;
+    assert!(shown.iter().any(|(name, text, _)| *name == "secret_key" && text == "(hidden)"));
+    assert!(with_flags(&[("secret_key_file", path), ("secret_key", &new)]).is_err());
+    let Err(faults) = with_flags(&[("secret_key", "hunter2-hunter2")]) else { panic!("accepted") };
+    assert!(!faults.to_string().contains("hunter2"));
+}
+
+#[test]
 fn admin_token_is_read_from_a_file_but_not_together_with_one() {
     let file = TestFile::new("token", &format!("{TOKEN}\n"));
     let path = file.0.to_str().unwrap();
@@ -258,6 +283,7 @@ fn defaults_of_dev_are_local_and_unlimited_and_can_be_overridden() {
     assert_eq!(settings.requests_per_minute + settings.verifications_per_app, 0);
     assert_eq!(settings.verifications_per_host + settings.verifications_total, 0);
     assert_eq!(settings.failed_tokens_per_minute, 0);
+    assert_eq!(settings.connections_per_address, 0);
     assert_eq!(settings.log, "warn");
 
     let environment = environment(&[("ROLLCALL_ALLOW_HTTP", "false")]);
@@ -277,6 +303,7 @@ fn defaults_of_serve_are_those_of_the_contract() {
     assert_eq!(settings.log_format, LogFormat::Text);
     assert_eq!(settings.requests_per_minute, 500);
     assert_eq!(settings.failed_tokens_per_minute, 60);
+    assert_eq!(settings.connections_per_address, 256);
     assert!(settings.tls.is_none() && settings.trusted_proxies.is_empty());
     assert!(settings.admin_token.is_none() && !settings.allow_http);
 }
@@ -307,9 +334,14 @@ fn default_file_holds_every_setting_at_its_default() {
     assert!(loaded.shown.iter().all(|shown| matches!(shown.2, Source::File(_))));
 }
 
+/// Secrets have no examples, and their files must be there.
+fn is_secret(name: &str) -> bool {
+    name.starts_with("admin_token") || name.starts_with("secret_key")
+}
+
 #[test]
 fn examples_of_the_table_are_accepted() {
-    for setting in SETTINGS.iter().filter(|setting| !setting.name.starts_with("admin_token")) {
+    for setting in SETTINGS.iter().filter(|setting| !is_secret(setting.name)) {
         check(setting.name, &[setting.example], &[]);
     }
 }

@@ -12,4 +12,4 @@ pub mod parse;
 pub mod raw;
 pub mod table;
 
-pub use load::{CorsOrigins, Loaded, LogFormat, Settings, Store, load};
+pub use load::{CorsOrigins, Loaded, LogFormat, Settings, Store, load, read_admin_token_file};

@@ -16,6 +16,7 @@ use url::Url;
 use super::duration::parse_within;
 use super::load::{CorsOrigins, LogFormat, Store};
 use crate::domain::tenancy::Token;
+use crate::store::keyring::Keyring;
 
 /// A value, or why it is refused; the reason may be empty where the rule says it all.
 pub type Parsed<T> = Result<T, String>;
@@ -78,6 +79,14 @@ pub(super) fn admin_token(text: &str) -> Parsed<Option<Token>> {
         return Err(format!("it has {} characters", text.len()));
     }
     Ok(Some(Token::from_text(text)))
+}
+
+/// The keys of signing secrets, or none when the text is empty.
+pub(super) fn secret_key(text: &str) -> Parsed<Option<Keyring>> {
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    Keyring::parse(text).map(Some).map_err(|error| error.to_string())
 }
 
 /// The entries of a list; an empty text is an empty list.

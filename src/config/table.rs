@@ -71,7 +71,7 @@ impl Setting {
     #[must_use]
     pub fn shown(&self, value: &str) -> String {
         match self.name {
-            "admin_token" if !value.is_empty() => "(hidden)".to_owned(),
+            "admin_token" | "secret_key" if !value.is_empty() => "(hidden)".to_owned(),
             // A database URL may carry a password, so only its scheme is shown.
             "store" if value.contains(':') => {
                 format!("{}:(hidden)", value.split(':').next().unwrap_or_default())
@@ -128,7 +128,7 @@ const RETENTION_RULE: &str = "a duration from 1h to 3650d";
 const LIMIT_RULE: &str = "a whole number from 0 to 1000000";
 
 /// Every setting, in the order in which they are explained.
-pub static SETTINGS: [Setting; 29] = [
+pub static SETTINGS: [Setting; 33] = [
     row(
         "listen",
         Kind::Text,
@@ -195,10 +195,30 @@ pub static SETTINGS: [Setting; 29] = [
         "admin_token_file",
         Kind::Path,
         "",
-        "A file that holds the admin token, read once at start; white space at its end is ignored. Not together with \
-         `admin_token`.",
+        "A file that holds the admin token, read at start and at each SIGHUP; white space at its end is ignored. Not \
+         together with `admin_token`.",
         "a readable file with 32 to 512 visible ASCII characters, without spaces",
         "/run/secrets/rollcall-admin-token",
+    ),
+    row(
+        "secret_key",
+        Kind::Text,
+        "",
+        "The key that seals signing secrets in the store. It is never printed. Empty: it is made at the first start and \
+         kept in `secret.key` in the data directory. To replace it put a new one in front of it and start again, which \
+         seals everything with the first; then take the other away. `rollcall key generate` makes one. A flag can be \
+         seen in the list of processes, so prefer the environment or `secret_key_file`.",
+        "32 random bytes in base64, 44 characters; up to 8 such keys with commas between them, the newest first",
+        "44 characters of base64",
+    ),
+    row(
+        "secret_key_file",
+        Kind::Path,
+        "",
+        "A file that holds the key in place of `secret_key`, read once at start: one key to a line, the newest first; \
+         lines that begin with # are notes.",
+        "a readable file with 1 to 8 keys; not together with secret_key",
+        "/run/secrets/rollcall-secret-key",
     ),
     development(
         "127.0.0.0/8,::1/128",
@@ -296,6 +316,18 @@ pub static SETTINGS: [Setting; 29] = [
     development(
         "0",
         row(
+            "connections_per_address",
+            Kind::Number,
+            "256",
+            "Connections that one address (of IPv6: one /64) may have open; the next one is closed at once, without TLS \
+             with a 429. Addresses in `trusted_proxies` are not counted. All addresses together have 4,096. 0 is off.",
+            LIMIT_RULE,
+            "1000",
+        ),
+    ),
+    development(
+        "0",
+        row(
             "verifications_per_app",
             Kind::Number,
             "6",
@@ -378,6 +410,15 @@ pub static SETTINGS: [Setting; 29] = [
         "How long the failed attempts of a delivery can be looked at.",
         RETENTION_RULE,
         "7d",
+    ),
+    row(
+        "audit_retention",
+        Kind::Duration,
+        "365d",
+        "How long the audit log says who changed what. An entry of a contact takes about 20 bytes under load, others \
+         about 100.",
+        RETENTION_RULE,
+        "365d",
     ),
     row(
         "cors_origins",

@@ -50,7 +50,11 @@ pub(in crate::delivery) struct Received {
 }
 
 /// Reads a body to its end or to the limits; keeps its first `keep` bytes.
-pub(super) async fn read_body(mut body: Incoming, keep: usize, until: Instant) -> (Bytes, BodyEnd) {
+pub(in crate::delivery) async fn read_body(
+    mut body: Incoming,
+    keep: usize,
+    until: Instant,
+) -> (Bytes, BodyEnd) {
     if body.is_end_stream() {
         return (Bytes::new(), BodyEnd::Complete);
     }

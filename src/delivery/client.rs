@@ -30,7 +30,7 @@ use super::stream::Connection;
 
 /// Most bytes of an answer's headers. Less refuses receivers behind talkative proxies, more is memory that
 /// any receiver can take for each attempt.
-const HEADER_BYTES_MAX: u32 = 16 * 1024;
+pub(in crate::delivery) const HEADER_BYTES_MAX: u32 = 16 * 1024;
 
 /// Idle connections kept by a line, as many as it may have attempts in flight by default. More holds descriptors
 /// of receivers, fewer makes a busy line open connections again.

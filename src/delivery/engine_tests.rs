@@ -27,11 +27,11 @@ use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::page::Page;
 use crate::domain::subscription::{SigningSecret, StoredSecret, Subscription};
-use crate::domain::tenancy::{App, Scopes, Service, Token, TokenHash};
+use crate::domain::tenancy::{App, Scopes, Service, StoredToken, Token, TokenHash};
 use crate::store::command::{ContactAnswer, ContactChange, IfMatch, NewApp, SubscriptionWish};
 use crate::store::rows::{
-    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, LogPage,
-    SubscriptionStatus,
+    AuditPage, AuditQuery, ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow,
+    LaterEvents, LogPage, SubscriptionStatus, TokenOfApp,
 };
 use crate::store::sqlite::Embedded;
 use crate::store::sqlite::retention::Retention;
@@ -49,11 +49,22 @@ struct SlowRead {
 }
 
 impl Read for SlowRead {
-    fn find_app_by_token(&self, t: TokenHash, now: Timestamp) -> Answer<'_, Option<App>> {
+    fn find_app_by_token(&self, t: TokenHash, now: Timestamp) -> Answer<'_, Option<TokenOfApp>> {
         self.inner.find_app_by_token(t, now)
     }
-    fn find_admin_token(&self) -> Answer<'_, Option<TokenHash>> {
-        self.inner.find_admin_token()
+    fn list_admin_tokens(&self, now: Timestamp) -> Answer<'_, Vec<StoredToken>> {
+        self.inner.list_admin_tokens(now)
+    }
+    fn list_tokens(
+        &self,
+        s: ServiceId,
+        a: Vec<AppId>,
+        n: Timestamp,
+    ) -> Answer<'_, Vec<Vec<StoredToken>>> {
+        self.inner.list_tokens(s, a, n)
+    }
+    fn list_audit(&self, s: ServiceId, q: AuditQuery) -> Answer<'_, Option<AuditPage>> {
+        self.inner.list_audit(s, q)
     }
     fn find_service(&self, s: ServiceId) -> Answer<'_, Option<Service>> {
         self.inner.find_service(s)

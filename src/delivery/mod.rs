@@ -21,6 +21,8 @@ mod budget;
 pub mod challenge;
 mod driver;
 pub mod engine;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz_checks;
 pub mod lane;
 pub mod outcome;
 mod recent;

@@ -43,11 +43,12 @@ mod stream;
 mod timer;
 
 pub use body::BODY_BYTES_MAX;
-pub(super) use body::{BodyEnd, Reading, Received};
+pub(super) use body::{BodyEnd, Reading, Received, read_body};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use client::HEADER_BYTES_MAX;
 pub use line::Line;
 pub use timer::AttemptTimer;
 
-use body::read_body;
 use client::{CONNECT_BY, Failure, State};
 use connector::{ADDRESSES_TRIED_MAX, Connector, Proxy, platform_tls};
 use stream::{IDLE_CHECK, Patience};

@@ -325,7 +325,7 @@ async fn until(condition: impl Fn() -> bool) {
 }
 
 /// A sender that looks for idle connections this often.
-fn setup_checking(check: Duration, change: impl FnOnce(&mut Settings)) -> Setup {
+pub(super) fn setup_checking(check: Duration, change: impl FnOnce(&mut Settings)) -> Setup {
     let mut setup = setup_with(trusting_client(), change);
     Arc::get_mut(&mut setup.sender.connector).unwrap().patience.check = check;
     setup

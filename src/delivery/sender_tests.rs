@@ -23,6 +23,9 @@ mod guarding;
 #[path = "sender_connection_tests.rs"]
 mod connections;
 
+#[path = "sender_hostile_tests.rs"]
+mod hostile;
+
 use receiver::{Names, OK, Receiver, trusting_client};
 
 const BODY: &str = r#"{"type":"message"}"#;

@@ -2,7 +2,7 @@
 //!
 //! `client.rs` makes one of what the connector has opened. An idle connection ends by itself, by telling its
 //! reader that the stream has ended: hyper then closes it in order, and a request that was on its way to it comes
-//! back unsent. All this happens in the one task that drives the connection, so that no request can slip in
+//! back unsent. One that takes no bytes ends with an error of its writer. All this happens in the one task that drives the connection, so that no request can slip in
 //! between the look and the end.
 
 use std::io;
@@ -118,6 +118,21 @@ macro_rules! with_stream {
     };
 }
 
+impl Connection {
+    /// A write that waits ends with the connection too: a receiver that takes no bytes while it sends such as must be
+    /// answered would otherwise hold the connection for ever, since nothing is read meanwhile.
+    fn or_end<T>(
+        &mut self,
+        polled: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_pending() && self.idle.poll_end(&self.state, cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        polled
+    }
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -145,9 +160,10 @@ impl AsyncWrite for Connection {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.idle.touched = true;
         this.state.note_written();
-        with_stream!(this, stream => stream.poll_write(cx, bytes))
+        let polled = with_stream!(this, stream => stream.poll_write(cx, bytes));
+        this.idle.touched |= polled.is_ready();
+        this.or_end(polled, cx)
     }
 
     fn poll_write_vectored(
@@ -156,9 +172,10 @@ impl AsyncWrite for Connection {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.idle.touched = true;
         this.state.note_written();
-        with_stream!(this, stream => stream.poll_write_vectored(cx, parts))
+        let polled = with_stream!(this, stream => stream.poll_write_vectored(cx, parts));
+        this.idle.touched |= polled.is_ready();
+        this.or_end(polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -169,10 +186,14 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        with_stream!(self.get_mut(), stream => stream.poll_flush(cx))
+        let this = self.get_mut();
+        let polled = with_stream!(this, stream => stream.poll_flush(cx));
+        this.or_end(polled, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        with_stream!(self.get_mut(), stream => stream.poll_shutdown(cx))
+        let this = self.get_mut();
+        let polled = with_stream!(this, stream => stream.poll_shutdown(cx));
+        this.or_end(polled, cx)
     }
 }

@@ -1,5 +1,6 @@
 //! Many changes of the roll in one transaction, in which the refused are left out.
 
+use crate::domain::audit::Origin;
 use crate::domain::id::ServiceId;
 use crate::store::Error;
 use crate::store::command::{ContactAnswer, ContactChange};
@@ -17,12 +18,13 @@ impl Directory {
     /// Not found when the service is not there, unavailable: then nothing is known of any of them.
     pub async fn change_contacts(
         &self,
+        origin: Origin,
         service: ServiceId,
         changes: Vec<ContactChange>,
     ) -> Result<Vec<Result<ContactAnswer, Error>>, Error> {
         if changes.is_empty() {
             return Ok(Vec::new());
         }
-        self.write.change_contacts(service, changes).await
+        self.write.by(origin).change_contacts(service, changes).await
     }
 }

@@ -1,5 +1,6 @@
 //! Takes a staff contact off the roll, for good.
 
+use crate::domain::audit::Origin;
 use crate::domain::id::{ContactId, ServiceId};
 use crate::store::Error;
 use crate::store::command::{ContactAnswer, ContactChange, IfMatch};
@@ -14,10 +15,14 @@ impl Directory {
     /// Not found, version mismatch, unavailable.
     pub async fn delete_contact(
         &self,
+        origin: Origin,
         service: ServiceId,
         id: ContactId,
         if_match: IfMatch,
     ) -> Result<ContactAnswer, Error> {
-        self.write.change_contact(service, ContactChange::Delete { id, if_match }, None).await
+        self.write
+            .by(origin)
+            .change_contact(service, ContactChange::Delete { id, if_match }, None)
+            .await
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::domain::audit::Origin;
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::SigningSecret;
@@ -11,7 +12,7 @@ use crate::store::command::NewApp;
 
 use super::Directory;
 
-/// How long earlier tokens of an app work after a rotation, unless asked otherwise: a day to change them everywhere.
+/// How long earlier tokens work after a rotation, unless asked otherwise: a day to change them everywhere.
 pub const TOKEN_OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Directory {
@@ -20,8 +21,8 @@ impl Directory {
     /// # Errors
     ///
     /// Unavailable.
-    pub async fn create_service(&self, name: String) -> Result<Service, Error> {
-        self.write.create_service(name).await
+    pub async fn create_service(&self, origin: Origin, name: String) -> Result<Service, Error> {
+        self.write.by(origin).create_service(name).await
     }
 
     /// Hides a service at once.
@@ -29,8 +30,8 @@ impl Directory {
     /// # Errors
     ///
     /// Not found, unavailable.
-    pub async fn delete_service(&self, service: ServiceId) -> Result<(), Error> {
-        self.write.delete_service(service).await
+    pub async fn delete_service(&self, origin: Origin, service: ServiceId) -> Result<(), Error> {
+        self.write.by(origin).delete_service(service).await
     }
 
     /// Creates an app with its token, which is shown only here, and its signing secret.
@@ -40,6 +41,7 @@ impl Directory {
     /// Not found when the service is not there, unavailable.
     pub async fn create_app(
         &self,
+        origin: Origin,
         service: ServiceId,
         name: String,
         scopes: Scopes,
@@ -47,7 +49,7 @@ impl Directory {
         let token = Token::from_random(Token::APP_PREFIX, random()?);
         let secret = SigningSecret(random()?.to_vec());
         let app = NewApp { service, name, scopes, token: token.hash(), secret };
-        Ok((self.write.create_app(app).await?, token))
+        Ok((self.write.by(origin).create_app(app).await?, token))
     }
 
     /// Removes an app.
@@ -55,8 +57,13 @@ impl Directory {
     /// # Errors
     ///
     /// Not found, unavailable.
-    pub async fn delete_app(&self, service: ServiceId, app: AppId) -> Result<(), Error> {
-        self.write.delete_app(service, app).await
+    pub async fn delete_app(
+        &self,
+        origin: Origin,
+        service: ServiceId,
+        app: AppId,
+    ) -> Result<(), Error> {
+        self.write.by(origin).delete_app(service, app).await
     }
 
     /// Gives an app a new token; the earlier ones work until `earlier_until`.
@@ -66,12 +73,28 @@ impl Directory {
     /// Not found, unavailable.
     pub async fn rotate_token(
         &self,
+        origin: Origin,
         service: ServiceId,
         app: AppId,
         earlier_until: Timestamp,
     ) -> Result<Token, Error> {
         let token = Token::from_random(Token::APP_PREFIX, random()?);
-        self.write.rotate_token(service, app, token.hash(), earlier_until).await?;
+        self.write.by(origin).rotate_token(service, app, token.hash(), earlier_until).await?;
+        Ok(token)
+    }
+
+    /// Makes a new admin token; the earlier ones work until `earlier_until`.
+    ///
+    /// # Errors
+    ///
+    /// Unavailable.
+    pub async fn rotate_admin_token(
+        &self,
+        origin: Origin,
+        earlier_until: Timestamp,
+    ) -> Result<Token, Error> {
+        let token = Token::from_random(Token::ADMIN_PREFIX, random()?);
+        self.write.by(origin).rotate_admin_token(token.hash(), earlier_until).await?;
         Ok(token)
     }
 }

@@ -1,13 +1,16 @@
-//! What the system talks about: identifiers, tenants, staff contacts, events, subscriptions.
+//! What the system talks about: identifiers, tenants, staff contacts, events, subscriptions, who changed what.
 //!
 //! Pure decisions and types. Nothing here does I/O, awaits, reads a clock or logs; time and
 //! random numbers come in as arguments, so that every rule can be tested by itself.
 
+pub mod audit;
 pub mod clock;
 pub mod contact;
 pub mod contact_json;
 pub mod contact_rules;
 pub mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz_checks;
 pub mod id;
 pub mod page;
 pub mod strict_json;

@@ -31,6 +31,13 @@ pub fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(SHOWN_CHARS_MAX).collect()
 }
 
+fn refuse_nul<E: serde::de::Error>(text: &str) -> Result<(), E> {
+    if text.contains('\0') {
+        return Err(E::custom("texts must not contain the character U+0000"));
+    }
+    Ok(())
+}
+
 /// Builds a [`Value`] as `serde_json` does, but refuses duplicate keys and U+0000.
 struct Strict;
 
@@ -74,9 +81,7 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_string<E: serde::de::Error>(self, text: String) -> Result<Value, E> {
-        if text.contains('\0') {
-            return Err(E::custom("texts must not contain the character U+0000"));
-        }
+        refuse_nul(&text)?;
         Ok(Value::String(text))
     }
 
@@ -91,6 +96,7 @@ impl<'de> Visitor<'de> for Strict {
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(name) = fields.next_key::<String>()? {
+            refuse_nul(&name)?;
             match object.entry(name) {
                 Entry::Vacant(place) => {
                     place.insert(fields.next_value_seed(Strict)?);

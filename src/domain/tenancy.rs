@@ -169,8 +169,139 @@ impl fmt::Debug for Token {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenHash(pub [u8; 32]);
 
+impl TokenHash {
+    /// What tells this token from others and opens nothing.
+    #[must_use]
+    pub fn id(&self) -> TokenId {
+        let digest = Sha256::new().chain_update(TokenId::LABEL).chain_update(self.0).finalize();
+        let mut id = [0; TokenId::BYTES];
+        id.copy_from_slice(&digest[..TokenId::BYTES]);
+        TokenId(id)
+    }
+}
+
 impl fmt::Debug for TokenHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TokenHash(hidden)")
+    }
+}
+
+/// The public name of a token: made from its hash, so that nothing more is stored, and cut short, so that neither can
+/// be found from it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenId([u8; TokenId::BYTES]);
+
+impl TokenId {
+    /// Bytes of an id. Two tokens of one server share an id about once in 280 million million.
+    pub const BYTES: usize = 6;
+    /// What a text form starts with.
+    const PREFIX: &'static str = "tok_";
+    /// Goes into the hash before the token's own, so that this is no other hash of it.
+    const LABEL: &'static [u8] = b"rollcall token id";
+
+    /// Reads the text form; nothing but exactly that form is accepted.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix(Self::PREFIX)?.as_bytes();
+        if digits.len() != 2 * Self::BYTES {
+            return None;
+        }
+        let mut id = [0; Self::BYTES];
+        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = (digit(pair[0])? << 4) | digit(pair[1])?;
+        }
+        Some(Self(id))
+    }
+
+    /// The bytes that are stored.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; TokenId::BYTES] {
+        &self.0
+    }
+
+    /// The id with these stored bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; TokenId::BYTES]) -> Self {
+        Self(bytes)
+    }
+}
+
+/// The value of one lower-case hexadecimal digit.
+const fn digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    }
+}
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::PREFIX)?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A token as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredToken {
+    /// Its hash.
+    pub hash: TokenHash,
+    /// When it was made; `None` for one that is older than this record.
+    pub created_at: Option<Timestamp>,
+    /// The hour in which it was last used, as far as that is recorded.
+    pub used_at: Option<Timestamp>,
+    /// When it stops working; `None` for the newest.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Which hour a use is recorded as: so coarse that a token in use costs one write an hour.
+#[must_use]
+pub fn hour_of(now: Timestamp) -> Timestamp {
+    const HOUR_MILLIS: i64 = 60 * 60 * 1000;
+    Timestamp::from_millis(now.millis() - now.millis().rem_euclid(HOUR_MILLIS))
+}
+
+/// Whether a use at `now` is to be recorded of a token with this record.
+#[must_use]
+pub fn is_use_new(used_at: Option<Timestamp>, now: Timestamp) -> bool {
+    used_at.is_none_or(|used_at| used_at < hour_of(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Token, TokenId, hour_of, is_use_new};
+    use crate::domain::clock::Timestamp;
+
+    #[test]
+    fn the_id_of_a_token_is_read_back_and_is_no_part_of_its_hash() {
+        let hash = Token::from_text("rct_1").hash();
+        let id = hash.id();
+
+        assert_eq!(TokenId::parse(&id.to_string()), Some(id));
+        assert_eq!(id.to_string().len(), 16);
+        assert_ne!(id, Token::from_text("rct_2").hash().id());
+        assert!(!hash.0.windows(TokenId::BYTES).any(|part| part == id.as_bytes()));
+        for text in ["", "tok_", "tok_0123456789aB", "tok_0123456789abc", "key_0123456789ab"] {
+            assert_eq!(TokenId::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_use_is_recorded_once_an_hour() {
+        let (noon, hour) = (Timestamp::from_millis(1_763_899_200_000), 3_600_000);
+        let later = |millis: i64| Timestamp::from_millis(noon.millis() + millis);
+
+        assert_eq!(hour_of(later(hour - 1)), noon);
+        assert!(is_use_new(None, noon));
+        assert!(!is_use_new(Some(noon), later(hour - 1)));
+        assert!(is_use_new(Some(noon), later(hour)));
+        assert!(!is_use_new(Some(noon), later(-hour)));
     }
 }

@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use ::http::request::Parts;
 
+use crate::domain::audit::Origin;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::tenancy::{App, Scope};
 
 use super::Http;
+use super::auth::KnownApp;
 use super::envelope::{ApiError, CODE_TOKEN};
 
 /// An app that may do what it asks for.
 #[derive(Clone, Debug)]
 pub struct Caller {
     app: Arc<App>,
+    origin: Origin,
 }
 
 impl Caller {
@@ -27,6 +30,12 @@ impl Caller {
     #[must_use]
     pub fn app(&self) -> AppId {
         self.app.id
+    }
+
+    /// Its token and its address.
+    #[must_use]
+    pub const fn origin(&self) -> Origin {
+        self.origin
     }
 }
 
@@ -44,8 +53,10 @@ impl Http {
         scope: Scope,
     ) -> Result<Caller, (Option<Caller>, ApiError)> {
         let found = self.auth.find_app(&head.headers).await;
-        let app = found.map_err(|error| (None, self.count_failed_token(head, error)))?;
-        let caller = Caller { app };
+        let KnownApp { app, token } =
+            found.map_err(|error| (None, self.count_failed_token(head, error)))?;
+        let origin = Origin::of_token(token, self.addresses.find(head));
+        let caller = Caller { app, origin };
         let judged = if AppId::parse(app_id) == Some(caller.app()) {
             self.rates.check(caller.service()).and_then(|()| {
                 if caller.app.scopes.contains(scope) {
@@ -63,14 +74,15 @@ impl Http {
         }
     }
 
-    /// Judges the token of the administrator.
+    /// Judges the token of the administrator; gives it with its address.
     ///
     /// # Errors
     ///
     /// 401 (429 from an address with too many of them), or 503 when the store is away.
-    pub async fn enter_admin(&self, head: &Parts) -> Result<(), ApiError> {
+    pub async fn enter_admin(&self, head: &Parts) -> Result<Origin, ApiError> {
         let checked = self.auth.check_admin(&head.headers).await;
-        checked.map_err(|error| self.count_failed_token(head, error))
+        let token = checked.map_err(|error| self.count_failed_token(head, error))?;
+        Ok(Origin::of_token(token, self.addresses.find(head)))
     }
 
     /// Counts what would be a 401. The token is judged first, so that a good one from the same address is not

@@ -46,7 +46,7 @@ pub enum HeadNote {
     /// Nothing.
     #[default]
     Clear,
-    /// It came with both `Content-Length` and `Transfer-Encoding`.
+    /// It came with more than one length: `Content-Length` twice, or beside `Transfer-Encoding`.
     TwoLengths,
     /// It may have; the connection must end after the answer.
     Unsure,
@@ -97,6 +97,22 @@ impl ConnectionProgress {
         Self(Arc::new(Mutex::new(Progress { waits, phase, head_since: None, scan })))
     }
 
+    /// That of a connection on which nothing has come yet.
+    #[cfg(test)]
+    pub(super) fn of_new_connection() -> Self {
+        Self::new(Waits { head: HEADER_READ_TIMEOUT, idle: IDLE_TIMEOUT })
+    }
+
+    /// Since when it waits for its next request, if it does.
+    #[must_use]
+    pub fn idle_since(&self) -> Option<Instant> {
+        let progress = self.lock();
+        match (progress.phase, progress.head_since) {
+            (Phase::Waiting(since), None) => Some(since),
+            _ => None,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Progress> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -114,14 +130,16 @@ impl ConnectionProgress {
         }
     }
 
-    /// Its answer is known.
-    pub fn end_request(&self) {
+    /// Its answer is known. Gives whether the connection must end with it, because something came behind the request:
+    /// nobody may send the next one before he has the answer.
+    #[must_use]
+    pub fn end_request(&self) -> bool {
         let mut progress = self.lock();
         let now = Instant::now();
         progress.phase = Phase::Waiting(now);
-        progress.scan.answered();
         // A head that began behind this request has its time from here on: until now nobody would have read it.
         progress.head_since = progress.scan.in_open_head().then_some(now);
+        progress.scan.has_more()
     }
 }
 

@@ -1,9 +1,10 @@
-//! Reads along with the parser to see whether a request carries both `Content-Length` and `Transfer-Encoding`.
+//! Reads along with the parser to see whether a request carries two lengths: `Content-Length` twice, or beside
+//! `Transfer-Encoding`.
 //!
-//! hyper drops the first in favour of the second before we see the headers. RFC 9112, section 6.1 calls the pair
-//! an attempt at request smuggling, so it must be seen. The scan is sure only while it knows where a head begins;
-//! where it is not, the caller ends the connection after a chunked request instead. It also tells whether a head has
-//! begun behind the requests that were given out, because the time for that head runs.
+//! hyper drops all but one of them before we see the headers. RFC 9112, sections 6.1 and 6.3 call such requests
+//! attempts at smuggling, so they must be seen. The scan is sure only while it knows where a head begins: behind a
+//! chunked body that is not written plainly it does not, and the caller ends the connection. It also tells whether anything has come behind the request that was answered:
+//! whoever sends a request before he has the answer to the one before is not served with it.
 //!
 //! Every byte of every connection passes here, so the scan goes by lines and skips what it need not look at. What it
 //! says must be what a scan of each byte would say: `head_scan_bytewise.rs` is that one, and a test compares them.
@@ -11,6 +12,8 @@
 use std::collections::VecDeque;
 
 use memchr::memchr;
+
+use super::chunk_scan::{Chunk, Next};
 
 /// Most heads that are read ahead of the parser. The parser reads on only when it needs bytes, so these fit into one
 /// read of 4 KiB, and the shortest head has 16 bytes. With fewer the scan gets lost sooner, more is never needed.
@@ -23,9 +26,9 @@ const NAME_BYTES_MAX: usize = 17;
 /// What the scan knows about the head that was just parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// At most one of the two headers.
+    /// At most one length.
     Clear,
-    /// Both.
+    /// More than one.
     TwoLengths,
     /// The scan did not see this head whole.
     Unsure,
@@ -35,10 +38,22 @@ pub enum Verdict {
 enum Place {
     /// In a head.
     Head,
-    /// In a body of which so many bytes are left, or of unknown length.
-    Body(Option<u64>),
+    /// In a body of which so many bytes are left.
+    Body(u64),
+    /// In a chunked body.
+    Chunks(Chunk),
     /// The start of the next head was missed.
     Lost,
+}
+
+impl Place {
+    fn behind(next: Next) -> Self {
+        match next {
+            Next::Within(chunk) => Self::Chunks(chunk),
+            Next::Ended => Self::Body(0),
+            Next::Lost => Self::Lost,
+        }
+    }
 }
 
 /// The scan of one connection.
@@ -54,10 +69,10 @@ pub struct HeadScan {
     length: Option<u64>,
     is_length: bool,
     has_length: bool,
+    repeats_length: bool,
     has_encoding: bool,
     /// On heads that have ended and were not given out, the oldest first.
     verdicts: VecDeque<Verdict>,
-    tail: [u8; 5],
 }
 
 impl Default for HeadScan {
@@ -71,9 +86,9 @@ impl Default for HeadScan {
             length: None,
             is_length: false,
             has_length: false,
+            repeats_length: false,
             has_encoding: false,
             verdicts: VecDeque::new(),
-            tail: [0; 5],
         }
     }
 }
@@ -85,17 +100,21 @@ impl HeadScan {
         while !rest.is_empty() {
             let seen = match self.place {
                 Place::Head => self.feed_head(rest),
-                Place::Body(Some(0)) => {
+                Place::Body(0) => {
                     self.restart();
                     self.feed_head(rest)
                 }
-                Place::Body(Some(left)) => {
+                Place::Body(left) => {
                     let seen =
                         usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
-                    self.place = Place::Body(Some(left - seen as u64));
+                    self.place = Place::Body(left - seen as u64);
                     seen
                 }
-                Place::Body(None) => return self.feed_tail(rest),
+                Place::Chunks(chunk) => {
+                    let (seen, next) = chunk.pass(rest);
+                    self.place = Place::behind(next);
+                    seen
+                }
                 Place::Lost => return,
             };
             rest = &rest[seen..];
@@ -111,27 +130,20 @@ impl HeadScan {
         verdict
     }
 
-    /// The request was answered: whatever comes next begins a head, if the body's end was seen.
-    pub fn answered(&mut self) {
-        if !self.verdicts.is_empty() {
-            // The body at hand is that of a later request.
-            return;
-        }
-        match self.place {
-            Place::Body(None) if &self.tail == b"0\r\n\r\n" => self.restart(),
-            Place::Body(None) => self.place = Place::Lost,
-            Place::Head | Place::Body(Some(_)) | Place::Lost => {}
-        }
-    }
-
     /// Whether bytes of a head have come that has not ended. Where the scan is lost it may be so, and counts as so.
     #[must_use]
     pub fn in_open_head(&self) -> bool {
         match self.place {
             Place::Head => self.line > 0 || self.line_bytes > 0,
-            Place::Body(_) => false,
+            Place::Body(_) | Place::Chunks(_) => false,
             Place::Lost => true,
         }
+    }
+
+    /// Whether anything has come behind the request that was just answered, or may have.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.verdicts.is_empty() || self.in_open_head()
     }
 
     /// Bytes of the request line so far, while it has not ended.
@@ -142,14 +154,6 @@ impl HeadScan {
 
     fn restart(&mut self) {
         *self = Self { verdicts: std::mem::take(&mut self.verdicts), ..Self::default() };
-    }
-
-    /// Keeps the last bytes of a body of unknown length.
-    fn feed_tail(&mut self, bytes: &[u8]) {
-        let kept = &bytes[bytes.len().saturating_sub(self.tail.len())..];
-        self.tail.rotate_left(kept.len());
-        let place = self.tail.len() - kept.len();
-        self.tail[place..].copy_from_slice(kept);
     }
 
     /// Reads one line, or what has come of it, and tells how many bytes those were.
@@ -210,6 +214,7 @@ impl HeadScan {
         self.in_value = true;
         let name = self.name.get(..self.line_bytes).unwrap_or_default();
         self.is_length = name == b"content-length";
+        self.repeats_length |= self.has_length && self.is_length;
         self.has_length |= self.is_length;
         self.has_encoding |= name == b"transfer-encoding";
         if self.is_length {
@@ -241,13 +246,12 @@ impl HeadScan {
             self.place = Place::Lost;
             return;
         }
-        let both = self.has_length && self.has_encoding;
-        self.verdicts.push_back(if both { Verdict::TwoLengths } else { Verdict::Clear });
-        self.tail = [0; 5];
+        let two = self.repeats_length || (self.has_length && self.has_encoding);
+        self.verdicts.push_back(if two { Verdict::TwoLengths } else { Verdict::Clear });
         self.place = if self.has_encoding {
-            Place::Body(None)
+            Place::Chunks(Chunk::START)
         } else {
-            Place::Body(Some(self.length.unwrap_or(0)))
+            Place::Body(self.length.unwrap_or(0))
         };
     }
 }
@@ -261,6 +265,10 @@ fn holds_any(part: &[u8]) -> bool {
 fn count(part: &[u8]) -> usize {
     part.iter().filter(|byte| **byte != b'\r').count()
 }
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[path = "head_scan_bytewise.rs"]
+pub(super) mod bytewise;
 
 #[cfg(test)]
 #[path = "head_scan_tests.rs"]

@@ -1,23 +1,27 @@
-//! The scan of heads as it was when it looked at every byte: the reference for what the verdicts must be. Tests only.
+//! The scan of heads as it was when it looked at every byte: the reference for what the verdicts must be. Tests and
+//! the fuzzer only.
 
 use std::collections::VecDeque;
 
+use crate::http::chunk_scan::{Chunk, Next};
 use crate::http::head_scan::{HEADS_AHEAD_MAX, NAME_BYTES_MAX, Verdict};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(in crate::http) enum Place {
     /// In a head.
     Head,
-    /// In a body of which so many bytes are left, or of unknown length.
-    Body(Option<u64>),
+    /// In a body of which so many bytes are left.
+    Body(u64),
+    /// In a chunked body.
+    Chunks(Chunk),
     /// The start of the next head was missed.
     Lost,
 }
 
 /// The scan of one connection.
 #[derive(Debug)]
-pub(super) struct ByteScan {
-    pub(super) place: Place,
+pub(in crate::http) struct ByteScan {
+    pub(in crate::http) place: Place,
     line: usize,
     line_bytes: usize,
     name: [u8; NAME_BYTES_MAX],
@@ -25,10 +29,10 @@ pub(super) struct ByteScan {
     length: Option<u64>,
     is_length: bool,
     has_length: bool,
+    repeats_length: bool,
     has_encoding: bool,
     /// On heads that have ended and were not given out, the oldest first.
     verdicts: VecDeque<Verdict>,
-    tail: [u8; 5],
 }
 
 impl Default for ByteScan {
@@ -42,38 +46,38 @@ impl Default for ByteScan {
             length: None,
             is_length: false,
             has_length: false,
+            repeats_length: false,
             has_encoding: false,
             verdicts: VecDeque::new(),
-            tail: [0; 5],
         }
     }
 }
 
 impl ByteScan {
     /// Bytes that were read from the connection.
-    pub(super) fn feed(&mut self, bytes: &[u8]) {
-        for (at, byte) in bytes.iter().enumerate() {
+    pub(in crate::http) fn feed(&mut self, bytes: &[u8]) {
+        for byte in bytes {
             match self.place {
                 Place::Head => self.feed_head(*byte),
-                Place::Body(Some(0)) => {
+                Place::Body(0) => {
                     self.restart();
                     self.feed_head(*byte);
                 }
                 Place::Lost => return,
-                Place::Body(Some(left)) => self.place = Place::Body(Some(left - 1)),
-                Place::Body(None) => {
-                    for byte in &bytes[at..] {
-                        self.tail.rotate_left(1);
-                        self.tail[4] = *byte;
-                    }
-                    return;
+                Place::Body(left) => self.place = Place::Body(left - 1),
+                Place::Chunks(chunk) => {
+                    self.place = match chunk.next(*byte) {
+                        Next::Within(chunk) => Place::Chunks(chunk),
+                        Next::Ended => Place::Body(0),
+                        Next::Lost => Place::Lost,
+                    };
                 }
             }
         }
     }
 
     /// The verdict on the request that the parser has just given out.
-    pub(super) fn take(&mut self) -> Verdict {
+    pub(in crate::http) fn take(&mut self) -> Verdict {
         let verdict = self.verdicts.pop_front().unwrap_or(Verdict::Unsure);
         if verdict == Verdict::Unsure {
             self.place = Place::Lost;
@@ -81,30 +85,17 @@ impl ByteScan {
         verdict
     }
 
-    /// The request was answered: whatever comes next begins a head, if the body's end was seen.
-    pub(super) fn answered(&mut self) {
-        if !self.verdicts.is_empty() {
-            // The body at hand is that of a later request.
-            return;
-        }
-        match self.place {
-            Place::Body(None) if &self.tail == b"0\r\n\r\n" => self.restart(),
-            Place::Body(None) => self.place = Place::Lost,
-            Place::Head | Place::Body(Some(_)) | Place::Lost => {}
-        }
-    }
-
     /// Whether bytes of a head have come that has not ended. Where the scan is lost it may be so, and counts as so.
-    pub(super) fn in_open_head(&self) -> bool {
+    pub(in crate::http) fn in_open_head(&self) -> bool {
         match self.place {
             Place::Head => self.line > 0 || self.line_bytes > 0,
-            Place::Body(_) => false,
+            Place::Body(_) | Place::Chunks(_) => false,
             Place::Lost => true,
         }
     }
 
     /// Bytes of the request line so far, while it has not ended.
-    pub(super) fn open_request_line(&self) -> Option<usize> {
+    pub(in crate::http) fn open_request_line(&self) -> Option<usize> {
         (self.place == Place::Head && self.line == 0).then_some(self.line_bytes)
     }
 
@@ -133,6 +124,7 @@ impl ByteScan {
         self.in_value = true;
         let name = self.name.get(..self.line_bytes).unwrap_or_default();
         self.is_length = name == b"content-length";
+        self.repeats_length |= self.has_length && self.is_length;
         self.has_length |= self.is_length;
         self.has_encoding |= name == b"transfer-encoding";
         if self.is_length {
@@ -164,13 +156,12 @@ impl ByteScan {
             self.place = Place::Lost;
             return;
         }
-        let both = self.has_length && self.has_encoding;
-        self.verdicts.push_back(if both { Verdict::TwoLengths } else { Verdict::Clear });
-        self.tail = [0; 5];
+        let two = self.repeats_length || (self.has_length && self.has_encoding);
+        self.verdicts.push_back(if two { Verdict::TwoLengths } else { Verdict::Clear });
         self.place = if self.has_encoding {
-            Place::Body(None)
+            Place::Chunks(Chunk::START)
         } else {
-            Place::Body(Some(self.length.unwrap_or(0)))
+            Place::Body(self.length.unwrap_or(0))
         };
     }
 }

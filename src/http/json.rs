@@ -151,6 +151,7 @@ mod tests {
         check(br#"{"a":"\ud83d\ude00"}"#, None);
         check(br#"{"a":"\u0000"}"#, Some("malformed JSON: texts must not contain"));
         check(b"{\"a\":\"\0\"}", Some("malformed JSON: "));
+        check(br#"{"\u0000":1}"#, Some("malformed JSON: texts must not contain"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use ::http::header::{CONTENT_LENGTH, HOST};
+use ::http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use ::http::request::Parts;
 use ::http::{HeaderMap, StatusCode, Version};
 use axum::body::{Body, HttpBody as _};
@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 
 use crate::domain::id::ServiceId;
 
-use super::envelope::ApiError;
+use super::envelope::{ApiError, CODE_RATE};
 
 /// Longest body in bytes: the largest sensible body of one resource is a hundredth of it.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -60,7 +60,7 @@ const PRUNE_EVERY: u32 = 16_384;
 ///
 /// # Errors
 ///
-/// 400 for the `Host` header, 414, 431, and 413 for an announced body over `body_bytes_max`.
+/// 400 for the headers `Host` and `Transfer-Encoding`, 414, 431, and 413 for an announced body over `body_bytes_max`.
 pub fn check_head(head: &Parts, body_bytes_max: usize) -> Result<(), ApiError> {
     let uri_bytes = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if uri_bytes > URI_BYTES_MAX {
@@ -74,6 +74,7 @@ pub fn check_head(head: &Parts, body_bytes_max: usize) -> Result<(), ApiError> {
     if hosts > 1 || (hosts == 0 && head.version == Version::HTTP_11) {
         return Err(ApiError::invalid("Host: exactly one header is required"));
     }
+    check_encoding(headers)?;
     let announced = headers
         .get(CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
@@ -82,6 +83,18 @@ pub fn check_head(head: &Parts, body_bytes_max: usize) -> Result<(), ApiError> {
         return Err(body_too_large(body_bytes_max));
     }
     Ok(())
+}
+
+/// Chunks, once, are the only coding: of any other, or of two, somebody on the way may read another body.
+fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let known = codings.next().is_none_or(|coding| {
+        coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none()
+    });
+    if known {
+        return Ok(());
+    }
+    Err(ApiError::invalid("Transfer-Encoding: must be chunked, once and alone"))
 }
 
 fn header_bytes(headers: &HeaderMap) -> usize {
@@ -112,6 +125,13 @@ pub fn head_too_slow() -> ApiError {
         HEADER_READ_TIMEOUT.as_secs()
     );
     ApiError::over_limit(StatusCode::REQUEST_TIMEOUT, message)
+}
+
+/// 429 for a connection from an address that has as many as it may have.
+#[must_use]
+pub fn too_many_connections() -> ApiError {
+    let message = "too many connections from this address";
+    ApiError::new(StatusCode::TOO_MANY_REQUESTS, CODE_RATE, message)
 }
 
 fn body_too_large(body_bytes_max: usize) -> ApiError {
@@ -245,7 +265,7 @@ impl AddressLimit {
 }
 
 /// An IPv4 address as it is; the network of an IPv6 address.
-fn network_of(address: IpAddr) -> IpAddr {
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => {
@@ -304,6 +324,31 @@ mod tests {
         check(|b| b, 400);
         check(|b| b.header("host", "a").header("host", "a"), 400);
         check(|b| b.version(::http::Version::HTTP_10), 200);
+    }
+
+    #[test]
+    fn chunks_are_the_only_coding_of_a_body() {
+        let coded = |codings: &[&str], status| {
+            check(
+                |b| {
+                    codings
+                        .iter()
+                        .fold(b.header("host", "a"), |b, c| b.header("transfer-encoding", *c))
+                },
+                status,
+            );
+        };
+        coded(&["chunked"], 200);
+        coded(&["Chunked"], 200);
+        for codings in [
+            &["gzip, chunked"][..],
+            &["chunked", "chunked"],
+            &["chunked, chunked"],
+            &["identity"],
+            &[""],
+        ] {
+            coded(codings, 400);
+        }
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! The accept loop: connections in, requests to the surface, and an orderly end.
 //!
-//! `app.rs` binds the socket and hands it in. The number of connections is limited; at the limit the loop waits, and
-//! the system's own queue of connections fills. A TLS handshake belongs to its connection and never holds up the loop.
+//! `app.rs` binds the socket and hands it in. The number of connections is limited in all and for each address. At the
+//! limit of all the loop waits, the system's own queue of connections fills, and idle connections leave; at that of an
+//! address its next connection is closed at once. A TLS handshake belongs to its connection and never holds up the loop.
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::Request;
-use ::http::header::TRANSFER_ENCODING;
+use ::http::header::{CONNECTION, TRANSFER_ENCODING};
+use ::http::{HeaderValue, Request};
 use axum::body::Body;
 use axum::response::Response;
 use hyper::body::Incoming;
@@ -20,13 +21,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use super::connection::{Arrival, Connection, ConnectionProgress};
-use super::limits::{CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADERS_MAX, URI_BYTES_MAX};
+use super::limits::{HEADER_BYTES_MAX, HEADERS_MAX, URI_BYTES_MAX, too_many_connections};
+use super::places::{Place, Places};
+use super::request_log::raw_refusal;
 use super::tls::Tls;
 use super::write_stall::WriteStall;
 
@@ -59,14 +61,13 @@ impl<S> Surface for S where
 pub async fn serve<A: Surface>(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
+    places: Arc<Places>,
     surface: A,
     stop: CancellationToken,
     tasks: TaskTracker,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Some(Ok(place)) = stop.run_until_cancelled(Arc::clone(&places).acquire_owned()).await
-        else {
+        let Some(free) = stop.run_until_cancelled(places.wait()).await else {
             return;
         };
         let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else {
@@ -76,12 +77,13 @@ pub async fn serve<A: Surface>(
             Ok((socket, peer)) => {
                 // A socket that listens on IPv6 gives IPv4 addresses in their IPv6 form.
                 let peer = peer.ip().to_canonical();
-                let connection =
-                    serve_connection(socket, peer, tls.clone(), surface.clone(), stop.clone());
-                tasks.spawn(async move {
-                    connection.await;
-                    drop(place);
-                });
+                match places.admit(free, peer, &stop) {
+                    Some(place) => {
+                        let (tls, surface) = (tls.clone(), surface.clone());
+                        tasks.spawn(serve_connection(socket, peer, tls, surface, place));
+                    }
+                    None => refuse(socket, tls.is_some()),
+                }
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -102,21 +104,34 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
+/// Closes a connection at once. Without TLS it is told why, as far as the system takes the bytes without a wait.
+fn refuse(socket: TcpStream, encrypted: bool) {
+    if let Ok(mut socket) = socket.into_std()
+        && !encrypted
+    {
+        drop(socket.write(&raw_refusal(&too_many_connections())));
+    }
+}
+
 async fn serve_connection<A: Surface>(
     socket: TcpStream,
     peer: IpAddr,
     tls: Option<Arc<Tls>>,
     surface: A,
-    stop: CancellationToken,
+    place: Place,
 ) {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(error = %error, "connection option not set");
     }
     let socket = WriteStall::new(socket);
     match tls {
-        None => serve_http(Connection::new(socket), peer, surface, stop).await,
+        None => {
+            let socket = Connection::new(socket);
+            place.watch(socket.progress());
+            serve_http(socket, peer, surface, place.leave()).await;
+        }
         // In a box, so that a connection without TLS has no room for it.
-        Some(tls) => Box::pin(serve_https(&tls, socket, peer, surface, stop)).await,
+        Some(tls) => Box::pin(serve_https(&tls, socket, peer, surface, &place)).await,
     }
 }
 
@@ -125,10 +140,14 @@ async fn serve_https<A: Surface>(
     socket: WriteStall<TcpStream>,
     peer: IpAddr,
     surface: A,
-    stop: CancellationToken,
+    place: &Place,
 ) {
-    match stop.run_until_cancelled(tls.accept(socket)).await {
-        Some(Ok(socket)) => serve_http(Connection::new(socket), peer, surface, stop).await,
+    match place.leave().run_until_cancelled(tls.accept(socket)).await {
+        Some(Ok(socket)) => {
+            let socket = Connection::new(socket);
+            place.watch(socket.progress());
+            serve_http(socket, peer, surface, place.leave()).await;
+        }
         Some(Err(error)) => tracing::debug!(error = %error, "handshake failed"),
         None => {}
     }
@@ -173,8 +192,12 @@ fn answer<A: Surface>(
     request.extensions_mut().insert(Arrival { peer, note });
     let answer = surface.call(request.map(Body::new));
     async move {
-        let response = answer.await;
-        progress.end_request();
+        let mut response = answer.await;
+        if progress.end_request()
+            && let Ok(response) = &mut response
+        {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 }

@@ -7,13 +7,19 @@
 pub mod auth;
 pub mod caller;
 pub mod caller_address;
+mod chunk_scan;
 pub mod connection;
 pub mod cors;
 pub mod envelope;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz_checks;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz_reference;
 pub mod head_scan;
 pub mod json;
 pub mod limits;
 pub mod listener;
+pub mod places;
 pub mod request_log;
 pub mod tls;
 pub mod write_stall;
@@ -24,10 +30,9 @@ use std::sync::atomic::AtomicU64;
 use ipnet::IpNet;
 
 use crate::domain::clock::Clock;
-use crate::domain::tenancy::Token;
 use crate::store::Read;
 
-use self::auth::Auth;
+use self::auth::{AdminSetting, Auth, TokenUses};
 use self::caller_address::CallerAddresses;
 use self::cors::Cors;
 use self::limits::{FailedTokens, RequestRates};
@@ -43,8 +48,8 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// Origins whose pages may call the API; `*` allows all. Key `cors_origins`.
     pub cors_origins: Vec<String>,
-    /// Overrides the stored admin token. Key `admin_token`.
-    pub admin_token: Option<Token>,
+    /// Overrides the stored admin tokens. Keys `admin_token` and `admin_token_file`.
+    pub admin_token: Option<AdminSetting>,
 }
 
 /// The running parts that every request passes.
@@ -66,16 +71,17 @@ impl Http {
     /// Assembles the parts.
     ///
     /// `tenancy_epoch` is counted up by the commit listener whenever a commit changed a service, app or
-    /// token: what is remembered of tokens from before is then not used any more.
+    /// token: what is remembered of tokens from before is then not used any more. `uses` records uses of tokens.
     #[must_use]
     pub fn new(
         settings: &Settings,
         read: Arc<dyn Read>,
         clock: Arc<dyn Clock>,
         tenancy_epoch: Arc<AtomicU64>,
+        uses: TokenUses,
     ) -> Self {
         Self {
-            auth: Auth::new(read, clock, tenancy_epoch, settings.admin_token.as_ref()),
+            auth: Auth::new(read, clock, tenancy_epoch, uses, settings.admin_token.clone()),
             addresses: CallerAddresses::new(settings.trusted_proxies.clone()),
             rates: RequestRates::new(settings.requests_per_minute),
             failed_tokens: FailedTokens::new(settings.failed_tokens_per_minute),

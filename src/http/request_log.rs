@@ -119,9 +119,11 @@ fn set_length(response: &mut Response) {
     }
 }
 
-fn judge_head(head: &Parts, route: &str, note: HeadNote) -> Result<(), ApiError> {
+pub(super) fn judge_head(head: &Parts, route: &str, note: HeadNote) -> Result<(), ApiError> {
     if note == HeadNote::TwoLengths {
-        return Err(ApiError::invalid("Content-Length: must not stand beside Transfer-Encoding"));
+        return Err(ApiError::invalid(
+            "Content-Length: must stand once, and not beside Transfer-Encoding",
+        ));
     }
     let batch = route.ends_with(BATCH_ROUTE_END);
     let body_bytes_max = if batch { limits::BATCH_BODY_BYTES_MAX } else { limits::BODY_BYTES_MAX };
@@ -190,7 +192,17 @@ pub fn log_request(
 pub fn raw_error(error: &ApiError) -> Vec<u8> {
     let id = next_request_id();
     log_request(&Method::CONNECT, "none", error.status, Duration::ZERO, &id, None);
-    let body = error.to_json(&id);
+    write_raw(error, &id)
+}
+
+/// The same for a connection that is refused, which is counted and not logged one by one.
+#[must_use]
+pub fn raw_refusal(error: &ApiError) -> Vec<u8> {
+    write_raw(error, &next_request_id())
+}
+
+fn write_raw(error: &ApiError, id: &str) -> Vec<u8> {
+    let body = error.to_json(id);
     let reason = error.status.canonical_reason().unwrap_or("Error");
     let status = error.status.as_str();
     let length = body.len();

@@ -203,8 +203,17 @@ pub enum Command {
         /// The point.
         from: ReplayFrom,
     },
-    /// Replaces the stored admin token.
+    /// Replaces the stored admin tokens.
     SetAdminToken(TokenHash),
+    /// Adds an admin token.
+    RotateAdminToken {
+        /// The hash of the new token.
+        token: TokenHash,
+        /// When all earlier ones stop working.
+        earlier_until: Timestamp,
+    },
+    /// Records the hour in which this token is used.
+    NoteTokenUse(TokenHash),
 }
 
 impl Command {
@@ -218,6 +227,7 @@ impl Command {
             }
             Self::SetSubscription { .. } => 4096,
             Self::Redeliver { later, .. } => 256 + 8 * later.sequences.len(),
+            Self::NoteTokenUse(_) => 256,
             _ => 1024,
         }
     }

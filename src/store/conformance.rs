@@ -20,6 +20,8 @@ use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::subscription::{Enabled, SigningSecret, StoredSecret, Subscription};
 use crate::domain::tenancy::{Scopes, Token};
 
+#[path = "conformance_audit.rs"]
+mod audit;
 #[path = "conformance_deliveries.rs"]
 mod deliveries;
 
@@ -50,6 +52,7 @@ where
     a_record_can_disable(open().await).await;
     concurrent_commands_share_groups(open().await).await;
     deliveries::run(async || open().await).await;
+    audit::run(async || open().await).await;
 }
 
 async fn service(store: &Store) -> ServiceId {
@@ -286,7 +289,7 @@ async fn tokens_name_their_app_until_they_expire(store: Store) {
     let old = Token::from_random(Token::APP_PREFIX, [1; 32]).hash();
     let new = Token::from_random(Token::APP_PREFIX, [2; 32]).hash();
     let find = async |token, now| {
-        store.read.find_app_by_token(token, now).await.unwrap().map(|found| found.id)
+        store.read.find_app_by_token(token, now).await.unwrap().map(|found| found.app.id)
     };
 
     assert_eq!(find(old, NOW).await, Some(app));

@@ -9,6 +9,7 @@
 pub mod command;
 #[cfg(test)]
 pub mod conformance;
+pub mod keyring;
 pub mod queue;
 pub mod rows;
 pub mod sqlite;
@@ -23,12 +24,12 @@ use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::page::Page;
 use crate::domain::subscription::{StoredSecret, Subscription};
-use crate::domain::tenancy::{App, Service, TokenHash};
+use crate::domain::tenancy::{App, Service, StoredToken, TokenHash};
 
 use self::queue::Write;
 use self::rows::{
-    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, LogPage,
-    SubscriptionStatus,
+    AuditPage, AuditQuery, ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow,
+    LaterEvents, LogPage, SubscriptionStatus, TokenOfApp,
 };
 
 /// What went wrong, as far as a caller can act on it.
@@ -69,9 +70,20 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 
 /// Everything that can be read. A hidden service (one that is being removed) is not there.
 pub trait Read: Send + Sync + std::fmt::Debug {
     /// The app of a token that has not expired at `now`.
-    fn find_app_by_token(&self, token: TokenHash, now: Timestamp) -> Answer<'_, Option<App>>;
-    /// The hash of the stored admin token.
-    fn find_admin_token(&self) -> Answer<'_, Option<TokenHash>>;
+    fn find_app_by_token(&self, token: TokenHash, now: Timestamp)
+    -> Answer<'_, Option<TokenOfApp>>;
+    /// The stored admin tokens that have not expired at `now`; the newest comes last.
+    fn list_admin_tokens(&self, now: Timestamp) -> Answer<'_, Vec<StoredToken>>;
+    /// The tokens of each of these apps that have not expired at `now`; the newest of each comes last.
+    fn list_tokens(
+        &self,
+        service: ServiceId,
+        apps: Vec<AppId>,
+        now: Timestamp,
+    ) -> Answer<'_, Vec<Vec<StoredToken>>>;
+    /// Entries of the audit log of a service, also of one that was deleted, or of the
+    /// [server](crate::domain::audit::SERVER); `None` when nothing is known of that service.
+    fn list_audit(&self, service: ServiceId, query: AuditQuery) -> Answer<'_, Option<AuditPage>>;
     /// One service.
     fn find_service(&self, service: ServiceId) -> Answer<'_, Option<Service>>;
     /// The services, oldest first; `after` is the last id of the page before.

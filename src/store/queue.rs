@@ -15,6 +15,7 @@ use super::command::{
 };
 use super::rows::{LaterEvents, Record, ReplayFrom, Replayed};
 use super::{Commit, CommitListener, Error};
+use crate::domain::audit::Origin;
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::{SigningSecret, Subscription};
@@ -38,6 +39,8 @@ pub type RecordListener = Box<dyn FnOnce(Result<(), Error>) + Send>;
 pub struct Waiting {
     /// The command.
     pub command: Command,
+    /// Who asked for it, and from where.
+    pub origin: Origin,
     /// Who awaits the reply.
     pub caller: Caller,
 }
@@ -211,10 +214,11 @@ pub struct Write {
     places: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     tickets: Arc<AtomicU64>,
+    origin: Origin,
 }
 
 impl Write {
-    /// The writing side of this queue; `ticket` is the highest ticket that ever stored.
+    /// The writing side of this queue, for commands on this machine; `ticket` is the highest ticket that ever stored.
     #[must_use]
     pub fn new(queue: Arc<Queue>, ticket: u64) -> Self {
         Self {
@@ -222,7 +226,14 @@ impl Write {
             places: Arc::new(Semaphore::new(QUEUE_COMMANDS_MAX)),
             bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX / BYTES_PER_PERMIT)),
             tickets: Arc::new(AtomicU64::new(ticket)),
+            origin: Origin::LOCAL,
         }
+    }
+
+    /// The same, for commands of this origin. The audit log names it.
+    #[must_use]
+    pub fn by(&self, origin: Origin) -> Self {
+        Self { origin, ..self.clone() }
     }
 
     /// The queue behind it.
@@ -245,8 +256,23 @@ impl Write {
             Arc::clone(&self.bytes).acquire_many_owned(units).await.map_err(|_| closed())?;
         let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
-        self.queue.push(Waiting { command, caller: Caller { reply, _permits: [bytes, place] } });
+        let caller = Caller { reply, _permits: [bytes, place] };
+        self.queue.push(Waiting { command, origin: self.origin, caller });
         answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// Has the writer record the hour in which a token is used, at some time. Nobody waits for it; when the queue is
+    /// full it is left out, and the next use tries again.
+    pub fn note_token_use(&self, token: TokenHash) {
+        let command = Command::NoteTokenUse(token);
+        let units = u32::try_from(command.size().div_ceil(BYTES_PER_PERMIT)).unwrap_or(u32::MAX);
+        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(units);
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        if let (Ok(bytes), Ok(place)) = (bytes, place) {
+            let (reply, _) = oneshot::channel();
+            let caller = Caller { reply, _permits: [bytes, place] };
+            self.queue.push(Waiting { command, origin: self.origin, caller });
+        }
     }
 
     /// Changes one contact.
@@ -411,7 +437,20 @@ impl Write {
         }
     }
 
-    /// Replaces the stored admin token.
+    /// Adds an admin token; the earlier ones work until `earlier_until`.
+    ///
+    /// # Errors
+    ///
+    /// Unavailable.
+    pub async fn rotate_admin_token(
+        &self,
+        token: TokenHash,
+        earlier_until: Timestamp,
+    ) -> Result<(), Error> {
+        self.submit(Command::RotateAdminToken { token, earlier_until }).await.map(|_| ())
+    }
+
+    /// Replaces the stored admin tokens.
     ///
     /// # Errors
     ///

@@ -1,10 +1,43 @@
 //! What reads give and the engine writes: rows that are not domain objects by themselves.
 
+use crate::domain::audit::{Action, Entry};
 use crate::domain::clock::Timestamp;
 use crate::domain::contact::StaffContact;
 use crate::domain::event::{Event, Gap};
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::subscription::{StoredSecret, Subscription};
+use crate::domain::tenancy::App;
+
+/// The app of a token, and when the token was used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenOfApp {
+    /// The app.
+    pub app: App,
+    /// The hour in which the token was last used, as far as that is recorded.
+    pub used_at: Option<Timestamp>,
+}
+
+/// Which part of an audit log is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AuditQuery {
+    /// Only entries after this number.
+    pub after: u64,
+    /// Entries to give, at most [`PAGE_LIMIT_MAX`](crate::domain::page::PAGE_LIMIT_MAX).
+    pub limit: u32,
+    /// Only this.
+    pub action: Option<Action>,
+    /// Only entries of this time or later.
+    pub since: Option<Timestamp>,
+}
+
+/// A part of an audit log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditPage {
+    /// Entries by number.
+    pub entries: Vec<Entry>,
+    /// Where to go on; `None` at the end of the log. A page with a filter may be short, or empty, and yet have one.
+    pub next: Option<u64>,
+}
 
 /// Which slice of the roll is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! Single deliveries of an app: what is held or given up, sending one again, sending everything since a point again.
 
+use crate::domain::audit::Origin;
 use crate::domain::id::{AppId, ServiceId};
 use crate::store::Error;
 use crate::store::rows::{DeliveryQuery, DeliveryRow, ReplayFrom, Replayed};
@@ -43,13 +44,14 @@ impl Subscriptions {
     /// Not found, refused when the subscription is not enabled or holds too much, unavailable.
     pub async fn redeliver(
         &self,
+        origin: Origin,
         service: ServiceId,
         app: AppId,
         sequence: u64,
     ) -> Result<DeliveryRow, Error> {
         // The log is looked through outside of the writer; it looks at what came since.
         let later = self.read.list_later_events(service, sequence).await?;
-        self.write.redeliver(service, app, sequence, later).await?;
+        self.write.by(origin).redeliver(service, app, sequence, later).await?;
         self.find_delivery(service, app, sequence).await
     }
 
@@ -61,10 +63,11 @@ impl Subscriptions {
     /// unavailable.
     pub async fn replay(
         &self,
+        origin: Origin,
         service: ServiceId,
         app: AppId,
         from: ReplayFrom,
     ) -> Result<Replayed, Error> {
-        self.write.replay(service, app, from).await
+        self.write.by(origin).replay(service, app, from).await
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::delivery::signing::format_secret;
+use crate::domain::audit::Origin;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::SigningSecret;
 use crate::store::Error;
@@ -33,14 +34,19 @@ impl Subscriptions {
     /// # Errors
     ///
     /// Not found when the app is gone, unavailable.
-    pub async fn rotate_secret(&self, service: ServiceId, app: AppId) -> Result<String, Error> {
+    pub async fn rotate_secret(
+        &self,
+        origin: Origin,
+        service: ServiceId,
+        app: AppId,
+    ) -> Result<String, Error> {
         let mut random = [0; SECRET_BYTES];
         getrandom::fill(&mut random)
             .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
         let secret = SigningSecret(random.to_vec());
         let text = format_secret(&secret);
         let earlier_until = self.clock.now().plus(SECRET_OVERLAP);
-        self.write.rotate_secret(service, app, secret, earlier_until).await?;
+        self.write.by(origin).rotate_secret(service, app, secret, earlier_until).await?;
         Ok(text)
     }
 }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use crate::delivery::challenge::{self, CHALLENGE_TIMEOUT, Nonce, VerificationFailure};
 use crate::delivery::target_guard::{Step, TargetHost};
+use crate::domain::audit::Origin;
 use crate::domain::contact::FieldError;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::{Subscription, URL_BYTES_MAX};
@@ -49,6 +50,7 @@ impl Subscriptions {
     /// Refused with the step, too many challenges, superseded by a later ticket, unavailable.
     pub async fn subscribe(
         &self,
+        origin: Origin,
         service: ServiceId,
         app: AppId,
         ticket: Ticket,
@@ -56,7 +58,7 @@ impl Subscriptions {
     ) -> Result<Subscription, SubscribeError> {
         self.challenge(service, app, &url).await?;
         let wish = SubscriptionWish::Enable { url, verified_at: self.clock.now() };
-        Ok(self.write.set_subscription(service, app, ticket.0, wish).await?)
+        Ok(self.write.by(origin).set_subscription(service, app, ticket.0, wish).await?)
     }
 
     /// Has the stored URL of an app echo a challenge and changes nothing, whether it is enabled or not: the app's
@@ -110,6 +112,7 @@ impl Subscriptions {
     /// Refused when the URL is too long, superseded by a later ticket, unavailable.
     pub async fn unsubscribe(
         &self,
+        origin: Origin,
         service: ServiceId,
         app: AppId,
         ticket: Ticket,
@@ -120,6 +123,6 @@ impl Subscriptions {
             return Err(Error::Refused(FieldError::new("url", rule)).into());
         }
         let wish = SubscriptionWish::Disable { url };
-        Ok(self.write.set_subscription(service, app, ticket.0, wish).await?)
+        Ok(self.write.by(origin).set_subscription(service, app, ticket.0, wish).await?)
     }
 }

@@ -86,7 +86,17 @@ async fn app_has_known_scopes_and_its_token_is_shown_once() {
     let list = admin.get(&apps).await;
     assert!(!String::from_utf8_lossy(&list.body).contains(token));
     let list = list.expect(200);
-    assert_eq!(list["items"][1], json!({"appID": id, "name": "CRM", "scopes": ALL}));
+    let item = &list["items"][1];
+    let tokens = json!([{
+        "id": item["tokens"][0]["id"],
+        "createdAt": item["tokens"][0]["createdAt"],
+        "lastUsedAt": null,
+        "expiresAt": null,
+    }]);
+    assert_eq!(*item, json!({"appID": id, "name": "CRM", "scopes": ALL, "tokens": tokens}));
+    assert!(tokens[0]["createdAt"].is_string());
+    let id_of_token = tokens[0]["id"].as_str().unwrap();
+    assert!(id_of_token.starts_with("tok_") && id_of_token.len() == 16, "{id_of_token}");
     for scopes in [json!([]), json!(["events", "events"]), json!(["all"]), json!("events")] {
         admin.post(&apps, json!({"name": "X", "scopes": scopes})).await.refused(400, 6_451_000);
     }

@@ -1,51 +1,79 @@
-//! Who may call: every route of the API with no token, a bad token, another app's token and too small a token.
+//! Who may call: every route of the table with no token, bad tokens, another app's, another service's, and one
+//! without the scope.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use http::Method;
 use serde_json::json;
 
+use crate::harness::client::Answer;
+use crate::harness::say;
 use crate::harness::server::TestServer;
 
-/// Every route of an app, with the scope that it needs.
-const APP_ROUTES: [(&str, &str, &str); 17] = [
-    ("PATCH", "/staff-contact-event-sub", "events"),
-    ("GET", "/staff-contact-event-sub", "events"),
-    ("POST", "/staff-contact-event-sub/verify", "events"),
-    ("GET", "/staff-contact-event-sub/deliveries", "events"),
-    ("GET", "/staff-contact-event-sub/deliveries/{sequence}", "events"),
-    ("POST", "/staff-contact-event-sub/deliveries/{sequence}/redeliver", "events"),
-    ("POST", "/staff-contact-event-sub/replay", "events"),
-    ("GET", "/staff-contact-event-sub/secret", "events"),
-    ("POST", "/staff-contact-event-sub/secret/rotate", "events"),
-    ("GET", "/staff-contact-events", "events"),
-    ("GET", "/event-hooks", "events"),
-    ("GET", "/contacts/staffcontact-list", "directory:read"),
-    ("POST", "/contacts/staff", "directory:write"),
-    ("GET", "/contacts/staff/{id}", "directory:read"),
-    ("PATCH", "/contacts/staff/{id}", "directory:write"),
-    ("DELETE", "/contacts/staff/{id}", "directory:write"),
-    ("POST", "/contacts/staff-batch", "directory:write"),
-];
+/// The table itself: no list of its own that could lack a route.
+const ROUTER: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/api/router.rs"));
 
-/// Every route of the administration.
-const ADMIN_ROUTES: [(&str, &str); 7] = [
-    ("POST", "/services"),
-    ("GET", "/services"),
-    ("DELETE", "/services/{serviceId}"),
-    ("POST", "/services/{serviceId}/apps"),
-    ("GET", "/services/{serviceId}/apps"),
-    ("DELETE", "/services/{serviceId}/apps/{appID}"),
-    ("POST", "/services/{serviceId}/apps/{appID}/token/rotate"),
-];
-
-const OPEN_ROUTES: [&str; 2] = ["/livez", "/readyz"];
-
+const SCOPES: [&str; 3] = ["events", "directory:read", "directory:write"];
 const NO_CONTACT: &str = "sc_00000000000000000000000000000000";
 const NO_APP: &str = "app_00000000000000000000000000000000";
 
-fn method(name: &str) -> Method {
-    name.parse().unwrap()
+/// Who may call a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    App(&'static str),
+    Admin,
+    Everyone,
+}
+
+struct Route {
+    method: Method,
+    path: &'static str,
+    who: For,
+}
+
+/// The rows of the table, as they stand in the source: `app(M::GET, NAME, S::Events, …)` and so on.
+fn routes() -> Vec<Route> {
+    let (_, table) = ROUTER.split_once("fn routes()").unwrap();
+    let paths: BTreeMap<&str, &str> = ROUTER
+        .split("\nconst ")
+        .skip(1)
+        .filter_map(|constant| {
+            let (name, rest) = constant.split_once(": &str =")?;
+            Some((name, rest.split('"').nth(1)?))
+        })
+        .collect();
+    let row = |text: &'static str| {
+        let (kind, rest) = text.trim_start().split_once("(M::")?;
+        let mut arguments = rest.split([',', ')']).map(str::trim);
+        let method = arguments.next()?.parse().ok()?;
+        let name = arguments.next()?;
+        let path = paths.get(name).copied().unwrap_or_else(|| name.trim_matches('"'));
+        let who = match (kind, arguments.next()?) {
+            ("app", "S::Events") => For::App("events"),
+            ("app", "S::DirectoryRead") => For::App("directory:read"),
+            ("app", "S::DirectoryWrite") => For::App("directory:write"),
+            ("admin", _) => For::Admin,
+            ("open", _) => For::Everyone,
+            other => panic!("no such kind of row: {other:?}"),
+        };
+        Some(Route { method, path, who })
+    };
+    let routes: Vec<Route> = table.lines().filter_map(row).collect();
+    let rows = ROUTER.split_whitespace().collect::<String>().matches("(M::").count();
+    assert_eq!(routes.len(), rows, "a row of the table was not understood");
+    assert!(routes.iter().all(|route| route.path.starts_with('/')), "a path was not understood");
+    routes
+}
+
+fn app_routes() -> Vec<(Method, &'static str, &'static str)> {
+    let of_app = |route: Route| match route.who {
+        For::App(scope) => {
+            let path = route.path.strip_prefix("/v1/api/apps/{appID}").unwrap();
+            Some((route.method, path, scope))
+        }
+        For::Admin | For::Everyone => None,
+    };
+    routes().into_iter().filter_map(of_app).collect()
 }
 
 fn filled(server: &TestServer, path: &str) -> String {
@@ -55,50 +83,96 @@ fn filled(server: &TestServer, path: &str) -> String {
         .replace("{appID}", &server.app_id)
 }
 
-/// All routes as whole paths.
-fn all_routes(server: &TestServer) -> Vec<(Method, String)> {
-    let of_app = APP_ROUTES.iter().map(|(name, path, _)| {
-        (method(name), format!("/v1/api/apps/{}{}", server.app_id, filled(server, path)))
-    });
-    let of_admin = ADMIN_ROUTES
-        .iter()
-        .map(|(name, path)| (method(name), format!("/v1/admin{}", filled(server, path))));
-    of_app.chain(of_admin).collect()
+/// Makes an app in a service of its own; gives its token.
+async fn token_of_other_service(server: &TestServer) -> String {
+    let service = server.admin().post("/services", json!({"name": "Other"})).await.expect(201);
+    let apps = format!("/services/{}/apps", service["serviceId"].as_str().unwrap());
+    let app = server.admin().post(&apps, json!({"name": "App", "scopes": SCOPES})).await;
+    app.expect(201)["appToken"].as_str().unwrap().to_owned()
 }
 
-#[test]
-fn every_path_of_the_route_table_is_tested_here() {
-    let router = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/api/router.rs"));
-    let is_path = |text: &&str| text.starts_with('/') && !text.contains([' ', '\n']);
-    let written: BTreeSet<&str> = router.split('"').filter(is_path).collect();
-
-    let tested: BTreeSet<String> = APP_ROUTES
-        .iter()
-        .map(|(_, path, _)| format!("/v1/api/apps/{{appID}}{path}"))
-        .chain(ADMIN_ROUTES.iter().map(|(_, path)| format!("/v1/admin{path}")))
-        .chain(OPEN_ROUTES.iter().map(|path| (*path).to_owned()))
-        .collect();
-
-    assert_eq!(written, tested.iter().map(String::as_str).collect());
-    let rows = router.split_whitespace().collect::<String>().matches("(M::").count();
-    assert_eq!(rows, APP_ROUTES.len() + ADMIN_ROUTES.len() + OPEN_ROUTES.len(), "rows");
+fn check_refusal(answer: &Answer, what: &str, (status, code): (u16, u32), who: For) {
+    assert_eq!(answer.status, status, "{what}: {answer:?}");
+    let message = answer.refused(status, code);
+    match (code, who) {
+        (6_452_002, For::App(needed)) => assert!(message.contains(needed), "{what}"),
+        (6_452_001, _) => assert_eq!(message, "Invalid appID", "{what}"),
+        _ => {
+            assert_eq!(message, "Invalid token", "{what}");
+            assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{what}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_route_needs_a_good_token() {
+async fn every_route_refuses_whoever_may_not_call() {
     let server = TestServer::start().await;
-    let longer = format!("{}0", server.app_token);
-    let unknown = format!("rct_{}", "0".repeat(64));
+    let (_, of_other_app) = server.create_app(&SCOPES).await;
+    let of_other_service = token_of_other_service(&server).await;
+    let mut of_scope = BTreeMap::new();
+    for scope in SCOPES {
+        of_scope.insert(scope, server.create_app(&[scope]).await);
+    }
+    let longer = |token: &str| format!("{token}0");
+    let unknown = ["rct_", "rca_"].map(|prefix| format!("{prefix}{}", "0".repeat(64)));
+    let no_token = (401, 6_452_000);
+    let mut seen = BTreeSet::new();
 
-    for (method, path) in all_routes(&server) {
-        for token in [None, Some("nonsense"), Some(&longer), Some(&unknown)] {
-            let anyone = server.anyone(token.map(std::convert::AsRef::as_ref));
-            let answer = anyone.send(method.clone(), &path, "{}").await;
+    for Route { method, path, who } in routes() {
+        // What is sent, to which path, and how it is refused.
+        let own = filled(&server, path);
+        let mut attempts = vec![
+            ("no token", None, own.clone(), no_token),
+            ("nonsense", Some("nonsense".to_owned()), own.clone(), no_token),
+            ("unknown token", Some(unknown[0].clone()), own.clone(), no_token),
+            ("unknown admin token", Some(unknown[1].clone()), own.clone(), no_token),
+        ];
+        match who {
+            For::Everyone => {
+                for (_, token, path, _) in attempts {
+                    server.anyone(token.as_deref()).get(&path).await.expect(200);
+                }
+                continue;
+            }
+            For::Admin => attempts.extend([
+                ("longer token", Some(longer(&server.admin_token)), own.clone(), no_token),
+                ("AppToken", Some(server.app_token.clone()), own.clone(), no_token),
+                ("AppToken of another app", Some(of_other_app.clone()), own.clone(), no_token),
+                ("AppToken of another service", Some(of_other_service.clone()), own, no_token),
+            ]),
+            For::App(needed) => {
+                let no_app = (403, 6_452_001);
+                attempts.extend([
+                    ("longer token", Some(longer(&server.app_token)), own.clone(), no_token),
+                    ("admin token", Some(server.admin_token.clone()), own.clone(), no_token),
+                    ("token of another app", Some(of_other_app.clone()), own.clone(), no_app),
+                    ("token of another service", Some(of_other_service.clone()), own, no_app),
+                ]);
+                for (scope, (app, token)) in of_scope.iter().filter(|(scope, _)| **scope != needed)
+                {
+                    let path = filled(&server, &path.replace("{appID}", app));
+                    attempts.push((*scope, Some(token.clone()), path, (403, 6_452_002)));
+                }
+            }
+        }
+        for (attempt, token, target, refusal) in attempts {
+            let answer = server.anyone(token.as_deref()).send(method.clone(), &target, "{}").await;
 
-            assert_eq!(answer.refused(401, 6_452_000), "Invalid token", "{method} {path}");
-            assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{method} {path}");
+            let what = format!("{method} {path} with {attempt}");
+            check_refusal(&answer, &what, refusal, who);
+            assert!(seen.insert(what));
         }
     }
+
+    let count = |is: fn(&For) -> bool| routes().iter().filter(|route| is(&route.who)).count();
+    let of_app = count(|who| matches!(who, For::App(_)));
+    let of_admin = count(|who| *who == For::Admin);
+    say(&format!(
+        "{} refused pairs of route and attempt: {of_app} routes of apps, {of_admin} of the administrator",
+        seen.len()
+    ));
+    assert_eq!(seen.len(), of_app * 10 + of_admin * 8);
+    assert!(of_app >= 17 && of_admin >= 11, "{of_app} {of_admin}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,12 +212,12 @@ async fn admin_and_app_tokens_do_not_open_each_others_routes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_app_and_an_app_that_does_not_exist_get_one_answer() {
     let server = TestServer::start().await;
-    let (other, _) = server.create_app(&["events", "directory:read", "directory:write"]).await;
+    let (other, _) = server.create_app(&SCOPES).await;
 
-    for (name, path, _) in APP_ROUTES {
+    for (name, path, _) in app_routes() {
         for app in [other.as_str(), NO_APP, "x"] {
             let api = server.app_with(app, &server.app_token);
-            let answer = api.send(method(name), &filled(&server, path), "{}").await;
+            let answer = api.send(name.clone(), &filled(&server, path), "{}").await;
 
             assert_eq!(answer.refused(403, 6_452_001), "Invalid appID", "{name} {path}");
         }
@@ -151,21 +225,16 @@ async fn another_app_and_an_app_that_does_not_exist_get_one_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_route_needs_its_scope() {
+async fn the_scope_of_a_route_is_enough() {
     let server = TestServer::start().await;
 
-    for scope in ["events", "directory:read", "directory:write"] {
+    for scope in SCOPES {
         let (app, token) = server.create_app(&[scope]).await;
         let api = server.app_with(&app, &token);
-        for (name, path, needed) in APP_ROUTES {
-            let answer = api.send(method(name), &filled(&server, path), "").await;
+        for (name, path, _) in app_routes().into_iter().filter(|(_, _, needed)| *needed == scope) {
+            let answer = api.send(name.clone(), &filled(&server, path), "").await;
 
-            if needed == scope {
-                assert_ne!(answer.status, 403, "{name} {path} {answer:?}");
-            } else {
-                let message = answer.refused(403, 6_452_002);
-                assert!(message.contains(needed), "{name} {path}: {message}");
-            }
+            assert_ne!(answer.status, 403, "{name} {path} {answer:?}");
         }
     }
 }
@@ -239,14 +308,5 @@ async fn wrong_method_is_answered_405_with_the_right_ones() {
         let right: BTreeSet<&str> = right.split(", ").collect();
         assert!(right.is_subset(&allow), "{wrong} {path}: {allow:?}");
         assert!(!allow.contains(wrong.as_str()), "{wrong} {path}: {allow:?}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn health_is_open_to_everyone() {
-    let server = TestServer::start().await;
-
-    for path in OPEN_ROUTES {
-        server.anyone(None).get(path).await.expect(200);
     }
 }

@@ -157,6 +157,8 @@ async fn requests_with_two_lengths_are_refused_and_end_the_connection() {
 
     for lengths in [
         "Content-Length: 2\r\nContent-Length: 3\r\n",
+        "Content-Length: 5\r\nContent-Length: 5\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
         "Content-Length: 2, 3\r\n",
         "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
@@ -216,7 +218,7 @@ async fn old_clients_and_offers_to_upgrade_are_answered_as_http() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connection_is_kept_for_further_requests_and_pipelined_ones_are_answered_in_order() {
+async fn connection_is_kept_for_further_requests_also_behind_a_refused_one() {
     let server = TestServer::start().await;
     let good = format!("{}\r\n", head(&server, &format!("GET {} HTTP/1.1", hooks(&server))));
     let unknown = format!("{}\r\n", head(&server, "GET /nothing HTTP/1.1"));

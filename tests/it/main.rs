@@ -7,6 +7,7 @@
 mod harness;
 
 mod api_admin;
+mod api_audit;
 mod api_auth;
 mod api_challenge;
 mod api_contacts;
@@ -25,7 +26,10 @@ mod delivery_retry;
 mod delivery_scale;
 mod delivery_signing;
 mod delivery_targets;
+mod hostile_callers;
+mod leaks;
 mod listener_tls;
+mod secrets_at_rest;
 mod store_disk_faults;
 mod store_disk_full;
 mod store_power_cut;

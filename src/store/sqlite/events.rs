@@ -35,7 +35,8 @@ pub(super) fn time_or_none(
     Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp::from_millis))
 }
 
-/// Appends the event of a change that was just written, and counts it in the service's row in memory.
+/// Appends the event of a change that was just written, notes it for the audit log, and counts it in the service's row
+/// in memory.
 pub(super) fn append(
     change: &mut Change<'_>,
     service: ServiceId,
@@ -75,6 +76,7 @@ pub(super) fn append(
     row.head = event.sequence;
     row.last_event_at = at;
     row.changed = true;
+    change.audit.note_contact(service, change.origin, kind, contact.id, event.sequence);
     change.commit.events.push(Arc::new(event));
     Ok(())
 }

@@ -8,10 +8,12 @@ use rusqlite::Connection;
 use crate::store::Error;
 
 /// The scripts in order; script `n` brings the schema from version `n` to `n + 1`.
-const SCRIPTS: [&str; 3] = [
+const SCRIPTS: [&str; 5] = [
     include_str!("../../../migrations/sqlite/0001_roll.sql"),
     include_str!("../../../migrations/sqlite/0002_deliveries.sql"),
     include_str!("../../../migrations/sqlite/0003_emails.sql"),
+    include_str!("../../../migrations/sqlite/0004_audit.sql"),
+    include_str!("../../../migrations/sqlite/0005_sealed_secrets.sql"),
 ];
 
 /// Applies what is missing.

@@ -3,14 +3,17 @@
 //! Write-ahead log with `synchronous=FULL`: a commit that returned is on the disk. `NORMAL` would lose
 //! acknowledged changes at a power cut.
 
+mod audit;
 mod contacts;
 mod deliveries;
 mod emails;
 mod events;
+mod key_file;
 mod migrate;
 mod pool;
 mod progress;
 pub mod retention;
+mod secrets;
 mod services;
 mod subscriptions;
 mod tenancy;
@@ -18,15 +21,16 @@ mod upkeep;
 mod writer;
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::keyring::{KeyId, Keyring};
 use super::queue::{Queue, Write};
 use super::rows::{
-    ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow, LaterEvents, LogPage,
-    SubscriptionStatus,
+    AuditPage, AuditQuery, ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow,
+    LaterEvents, LogPage, SubscriptionStatus, TokenOfApp,
 };
 use super::{Answer, Error, Read, Store};
 use crate::domain::clock::{Clock, Timestamp};
@@ -35,7 +39,7 @@ use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::page::Page;
 use crate::domain::subscription::{StoredSecret, Subscription};
-use crate::domain::tenancy::{App, Service, TokenHash};
+use crate::domain::tenancy::{App, Service, StoredToken, TokenHash};
 
 use self::pool::Pool;
 use self::retention::Retention;
@@ -56,7 +60,7 @@ const READER_CACHE_KIB: i64 = 4_096;
 /// Bytes of the log that are written again at once. More takes memory, fewer takes more calls.
 const SETTLE_BYTES: usize = 1024 * 1024;
 /// Prepared statements kept per connection: every statement there is, with room.
-const STATEMENTS_CACHED: usize = 96;
+const STATEMENTS_CACHED: usize = 128;
 
 /// An open embedded store: dropping it without [`Self::close`] loses nothing that was acknowledged.
 #[derive(Debug)]
@@ -79,23 +83,89 @@ impl Embedded {
         clock: Arc<dyn Clock>,
         retention: Retention,
     ) -> Result<Self, Error> {
+        Self::open_with(directory, clock, retention, Keys::File)
+    }
+
+    /// As [`Self::open`], with the keys of signing secrets from elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`], or a secret needs a key that is not there.
+    pub fn open_with(
+        directory: &Path,
+        clock: Arc<dyn Clock>,
+        retention: Retention,
+        keys: Keys,
+    ) -> Result<Self, Error> {
         make_directory(directory)?;
         let lock = lock_directory(directory)?;
-        let path = directory.join(DATABASE_FILE);
-        let mut connection = open_writer(&path)?;
-        migrate::migrate(&mut connection)?;
+        let (path, mut connection) = open_database(directory)?;
+        let keys = match keys {
+            Keys::File => {
+                let keys = find_keys(directory, &connection)?;
+                Some(use_key_file(directory, &mut connection, &keys)?.0)
+            }
+            Keys::Given(keys) => {
+                secrets::prepare(&mut connection, &keys)?;
+                Some(keys)
+            }
+            Keys::Without => None,
+        };
         let ticket = subscriptions::last_ticket(&connection).map_err(|e| unavailable(&e))?;
         let pool = Arc::new(Pool::new(path.clone()));
         let queue = Arc::new(Queue::default());
-        let writer =
-            Writer::new(path, connection, Arc::clone(&queue), Arc::clone(&pool), clock, retention);
+        let writer = Writer::new(
+            path,
+            connection,
+            Arc::clone(&queue),
+            Arc::clone(&pool),
+            clock,
+            retention,
+            keys.clone(),
+        );
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| Error::Unavailable(format!("cannot start the writer: {error}")))?;
         let write = Write::new(Arc::clone(&queue), ticket);
-        let read: Arc<dyn Read> = Arc::new(Reader { pool });
+        let read: Arc<dyn Read> = Arc::new(Reader { pool, keys });
         Ok(Self { store: Store { read, write }, writer, queue, _lock: lock })
+    }
+
+    /// Gives a store a new key for its secrets, in the key file; no process may have it open.
+    ///
+    /// # Errors
+    ///
+    /// Another process uses the directory, or a secret needs a key that is not in the file.
+    pub fn rotate_key(directory: &Path) -> Result<(KeyId, u64), Error> {
+        let _lock = lock_directory(directory)?;
+        let (_, mut connection) = open_database(directory)?;
+        let keys = find_keys(directory, &connection)?;
+        // First ends an earlier rotation that was broken off, or keys would gather with each such attempt.
+        let (keys, _) = use_key_file(directory, &mut connection, &keys)?;
+        // Both are in the file until nothing needs the earlier one: whatever breaks this off, the next start ends it.
+        let keys = keys.with_new().map_err(key_file::unusable)?;
+        key_file::write(directory, &keys)?;
+        let (keys, secrets) = use_key_file(directory, &mut connection, &keys)?;
+        Ok((keys.newest(), secrets))
+    }
+
+    /// Gives a new secret to every app whose secret needs a key that is not in the key file; no process may have the
+    /// store open. Tells how many there were.
+    ///
+    /// # Errors
+    ///
+    /// Another process uses the directory, or the key file cannot be used.
+    pub fn replace_lost_secrets(directory: &Path) -> Result<(KeyId, u64), Error> {
+        let _lock = lock_directory(directory)?;
+        let (_, mut connection) = open_database(directory)?;
+        let keys = match key_file::read(directory)? {
+            Some(keys) => keys,
+            None => key_file::make(directory)?,
+        };
+        let replaced = secrets::replace_lost(&mut connection, &keys)?;
+        let (keys, _) = use_key_file(directory, &mut connection, &keys)?;
+        Ok((keys.newest(), replaced))
     }
 
     /// Whether there is a store in this directory.
@@ -117,6 +187,51 @@ impl Embedded {
             tracing::error!("store writer panicked");
         }
     }
+}
+
+/// Where the keys of signing secrets come from.
+#[derive(Clone, Debug)]
+pub enum Keys {
+    /// The key file of the data directory, made when there is none.
+    File,
+    /// The operator.
+    Given(Keyring),
+    /// Nowhere: no secret is read or written.
+    Without,
+}
+
+fn open_database(directory: &Path) -> Result<(PathBuf, Connection), Error> {
+    let path = directory.join(DATABASE_FILE);
+    let mut connection = open_writer(&path)?;
+    migrate::migrate(&mut connection)?;
+    Ok((path, connection))
+}
+
+/// The keys of the file; a first one is made only when nothing was ever sealed.
+fn find_keys(directory: &Path, connection: &Connection) -> Result<Keyring, Error> {
+    match key_file::read(directory)? {
+        Some(keys) => Ok(keys),
+        None if secrets::any_sealed(connection)? => {
+            secrets::lacks_keys(connection, None)?;
+            Err(Error::Internal("the key file is missing".to_owned()))
+        }
+        None => key_file::make(directory),
+    }
+}
+
+/// Brings every secret to the newest key, and the file to this key alone.
+fn use_key_file(
+    directory: &Path,
+    connection: &mut Connection,
+    keys: &Keyring,
+) -> Result<(Keyring, u64), Error> {
+    let secrets = secrets::prepare(connection, keys)?;
+    if keys.ids().count() == 1 {
+        return Ok((keys.clone(), secrets));
+    }
+    let newest = keys.only_newest().map_err(key_file::unusable)?;
+    key_file::write(directory, &newest)?;
+    Ok((newest, secrets))
 }
 
 fn make_directory(directory: &Path) -> Result<(), Error> {
@@ -236,15 +351,48 @@ fn open_reader(path: &Path) -> Result<Connection, rusqlite::Error> {
 #[derive(Debug)]
 struct Reader {
     pool: Arc<Pool>,
+    /// None when the store was opened for something that needs no secrets.
+    keys: Option<Keyring>,
+}
+
+impl Reader {
+    /// A read that opens secrets.
+    fn read_sealed<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection, &Keyring) -> Result<T, rusqlite::Error> + Send + 'static,
+    ) -> Answer<'_, T> {
+        let Some(keys) = self.keys.clone() else {
+            let error = Error::Internal("opened without the keys of secrets".to_owned());
+            return Box::pin(std::future::ready(Err(error)));
+        };
+        self.pool.read(move |connection| work(connection, &keys))
+    }
 }
 
 impl Read for Reader {
-    fn find_app_by_token(&self, token: TokenHash, now: Timestamp) -> Answer<'_, Option<App>> {
+    fn find_app_by_token(
+        &self,
+        token: TokenHash,
+        now: Timestamp,
+    ) -> Answer<'_, Option<TokenOfApp>> {
         self.pool.read(move |c| tenancy::find_app_by_token(c, token, now))
     }
 
-    fn find_admin_token(&self) -> Answer<'_, Option<TokenHash>> {
-        self.pool.read(tenancy::find_admin_token)
+    fn list_admin_tokens(&self, now: Timestamp) -> Answer<'_, Vec<StoredToken>> {
+        self.pool.read(move |c| tenancy::list_admin_tokens(c, now))
+    }
+
+    fn list_tokens(
+        &self,
+        service: ServiceId,
+        apps: Vec<AppId>,
+        now: Timestamp,
+    ) -> Answer<'_, Vec<Vec<StoredToken>>> {
+        self.pool.read(move |c| tenancy::list_tokens(c, service, &apps, now))
+    }
+
+    fn list_audit(&self, service: ServiceId, query: AuditQuery) -> Answer<'_, Option<AuditPage>> {
+        self.pool.scan(move |c| audit::list(c, service, query))
     }
 
     fn find_service(&self, service: ServiceId) -> Answer<'_, Option<Service>> {
@@ -294,7 +442,7 @@ impl Read for Reader {
         app: AppId,
         now: Timestamp,
     ) -> Answer<'_, Vec<StoredSecret>> {
-        self.pool.read(move |c| tenancy::list_signing_secrets(c, service, app, now))
+        self.read_sealed(move |c, keys| secrets::list_signing_secrets(c, keys, service, app, now))
     }
 
     fn list_heads(&self) -> Answer<'_, Vec<(ServiceId, u64)>> {
@@ -302,11 +450,11 @@ impl Read for Reader {
     }
 
     fn list_lanes(&self) -> Answer<'_, Vec<LaneRow>> {
-        self.pool.read(progress::list_lanes)
+        self.read_sealed(progress::list_lanes)
     }
 
     fn find_lane(&self, service: ServiceId, app: AppId) -> Answer<'_, Option<LaneRow>> {
-        self.pool.read(move |c| progress::find_lane(c, service, app))
+        self.read_sealed(move |c, keys| progress::find_lane(c, keys, service, app))
     }
 
     fn list_events(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Vec<Event>> {

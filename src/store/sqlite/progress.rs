@@ -2,14 +2,16 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::deliveries;
 use super::events::{int, time, uint};
 use super::subscriptions::{failing_of, select_enabled, select_one, subscription_of};
 use super::writer::{Change, Stop};
+use super::{deliveries, secrets};
+use crate::domain::audit::{Action, Subject};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::subscription::Enabled;
 use crate::store::Error;
+use crate::store::keyring::Keyring;
 use crate::store::rows::{HeldRow, LaneRow, Record, bitmap_of};
 
 /// Writes what a lane wants recorded; refused as a whole when its generation is over.
@@ -127,6 +129,9 @@ fn disable(change: &mut Change<'_>, record: &Record, reason: &str) -> Result<(),
         )?
         .execute(params![key.0, key.1])?;
     change.commit.subscriptions.push((record.service, record.app));
+    let (app, reason) = (Some(record.app), Some(reason.to_owned()));
+    let subject = Subject { app, reason, ..Subject::default() };
+    change.note(record.service, Action::SubscriptionDisable, subject);
     Ok(())
 }
 
@@ -153,6 +158,7 @@ fn held_of(row: &Row<'_>) -> Result<HeldRow, rusqlite::Error> {
 
 pub(super) fn find_lane(
     connection: &Connection,
+    keys: &Keyring,
     service: ServiceId,
     app: AppId,
 ) -> Result<Option<LaneRow>, rusqlite::Error> {
@@ -169,7 +175,7 @@ pub(super) fn find_lane(
         return Ok(None);
     }
     // With their ends, also those that have expired: the lane knows the time of each attempt.
-    lane.secrets = super::tenancy::list_signing_secrets(&tx, service, app, Timestamp::default())?;
+    lane.secrets = secrets::list_signing_secrets(&tx, keys, service, app, Timestamp::default())?;
     lane.held = tx
         .prepare_cached(
             "SELECT sequence, contact, retries_used, attempts, due_at FROM held \
@@ -181,12 +187,15 @@ pub(super) fn find_lane(
 }
 
 /// All enabled subscriptions in three ordered passes that are merged by key, not a query for each.
-pub(super) fn list_lanes(connection: &Connection) -> Result<Vec<LaneRow>, rusqlite::Error> {
+pub(super) fn list_lanes(
+    connection: &Connection,
+    keys: &Keyring,
+) -> Result<Vec<LaneRow>, rusqlite::Error> {
     let tx = connection.unchecked_transaction()?;
     let mut lanes: Vec<LaneRow> =
         tx.prepare(&select_enabled())?.query_map([], lane_of)?.collect::<Result<_, _>>()?;
-    let find = |lanes: &[LaneRow], row: &Row<'_>| -> Result<Option<usize>, rusqlite::Error> {
-        let key = (ServiceId::from_bytes(row.get(5)?), AppId::from_bytes(row.get(6)?));
+    let find = |lanes: &[LaneRow], row: &Row<'_>, at| -> Result<Option<usize>, rusqlite::Error> {
+        let key = (ServiceId::from_bytes(row.get(at)?), AppId::from_bytes(row.get(at + 1)?));
         Ok(lanes.binary_search_by_key(&key, |l| (l.subscription.service, l.subscription.app)).ok())
     };
     let mut held = tx.prepare(
@@ -195,17 +204,18 @@ pub(super) fn list_lanes(connection: &Connection) -> Result<Vec<LaneRow>, rusqli
     )?;
     let mut rows = held.query([])?;
     while let Some(row) = rows.next()? {
-        if let Some(at) = find(&lanes, row)? {
+        if let Some(at) = find(&lanes, row, 5)? {
             lanes[at].held.push(held_of(row)?);
         }
     }
-    let mut secrets = tx.prepare(
-        "SELECT secret, expires_at, 0, 0, 0, service, app FROM app_secrets ORDER BY service, app, number DESC",
-    )?;
+    let mut secrets = tx.prepare(&format!(
+        "SELECT {}, service, app FROM app_secrets ORDER BY service, app, number DESC",
+        secrets::COLUMNS
+    ))?;
     let mut rows = secrets.query([])?;
     while let Some(row) = rows.next()? {
-        if let Some(at) = find(&lanes, row)? {
-            lanes[at].secrets.push(super::tenancy::secret_of(row)?);
+        if let Some(at) = find(&lanes, row, 6)? {
+            lanes[at].secrets.push(secrets::secret_of(keys, row)?);
         }
     }
     Ok(lanes)

@@ -1,5 +1,5 @@
-//! What the writer remembers of services between groups: head, time of the last event, number of contacts, and
-//! which extension numbers are taken. Forgotten whenever a group failed, then read from the file again.
+//! What the writer remembers of services between groups: the ends of both logs, number of contacts, and which
+//! extension numbers are taken. Forgotten whenever a group failed, then read from the file again.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -23,6 +23,8 @@ pub(super) struct ServiceRow {
     pub(super) head: u64,
     pub(super) last_event_at: Timestamp,
     pub(super) contacts: u64,
+    /// The last number of the audit log, and the time of its entry.
+    audit: (u64, Timestamp),
     /// Whether it differs from what the transaction has written.
     pub(super) changed: bool,
     extensions: Option<ExtensionMap>,
@@ -46,13 +48,16 @@ impl Services {
         if let Entry::Vacant(place) = self.rows.entry(service) {
             let row = connection
                 .prepare_cached(
-                    "SELECT head, last_event_at, contacts FROM services WHERE service = ?1 AND hidden = 0",
+                    "SELECT head, last_event_at, contacts, audit_head, coalesce((SELECT at FROM audit \
+                     WHERE service = ?1 ORDER BY first DESC LIMIT 1), 0) \
+                     FROM services WHERE service = ?1 AND hidden = 0",
                 )?
                 .query_row([service.as_bytes()], |row| {
                     Ok(ServiceRow {
                         head: uint(row, 0)?,
                         last_event_at: time(row, 1)?,
                         contacts: uint(row, 2)?,
+                        audit: (uint(row, 3)?, time(row, 4)?),
                         ..ServiceRow::default()
                     })
                 })
@@ -109,6 +114,22 @@ impl Services {
         }
     }
 
+    /// The first of so many numbers of the audit log and the time of its entries, if the service is remembered. They
+    /// are written with the rest of the row.
+    pub(super) fn take_audit_numbers(
+        &mut self,
+        service: ServiceId,
+        entries: u64,
+        now: Timestamp,
+    ) -> Option<(u64, Timestamp)> {
+        let row = self.rows.get_mut(&service)?;
+        let (head, last_at) = row.audit;
+        row.audit = (head + entries, now.max(last_at));
+        row.changed = true;
+        self.changed.push(service);
+        Some((head + 1, row.audit.1))
+    }
+
     /// Forgets a service that was hidden.
     pub(super) fn hide(&mut self, service: ServiceId) {
         self.rows.remove(&service);
@@ -127,13 +148,15 @@ impl Services {
             };
             connection
                 .prepare_cached(
-                    "UPDATE services SET head = ?2, last_event_at = ?3, contacts = ?4 WHERE service = ?1",
+                    "UPDATE services SET head = ?2, last_event_at = ?3, contacts = ?4, audit_head = ?5 \
+                     WHERE service = ?1",
                 )?
                 .execute(params![
                     service.as_bytes(),
                     int(row.head),
                     row.last_event_at.millis(),
-                    int(row.contacts)
+                    int(row.contacts),
+                    int(row.audit.0)
                 ])?;
             row.changed = false;
         }

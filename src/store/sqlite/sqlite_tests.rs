@@ -269,7 +269,7 @@ fn migrating_twice_changes_nothing() {
     migrate::migrate(&mut connection).unwrap();
 
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-    assert_eq!(version, 3);
+    assert_eq!(version, 5);
 }
 
 /// A service of ten events, of which an app that subscribed at the start has got some, and its file.

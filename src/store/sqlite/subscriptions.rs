@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::events::{int, time, time_or_none, uint};
 use super::tenancy::app_exists;
 use super::writer::{Change, Stop};
+use crate::domain::audit::{Action, Subject, target_of};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::Gap;
 use crate::domain::id::{AppId, ServiceId};
@@ -158,7 +159,23 @@ pub(super) fn set_subscription(
     write(change, &after, ticket)?;
     begin_generation(change, &after, if keeps { None } else { Some(head) })?;
     change.commit.subscriptions.push((service, app));
+    if let Some(action) = action_of(before.as_ref(), &after) {
+        let target = target_of(&after.url);
+        change.note(service, action, Subject { app: Some(app), target, ..Subject::default() });
+    }
     Ok(after)
+}
+
+/// What the audit log calls it; `None` for an app that unsubscribes once more.
+fn action_of(before: Option<&Subscription>, after: &Subscription) -> Option<Action> {
+    let was = before.map(|before| before.enabled);
+    let same_url = before.is_some_and(|before| before.url == after.url);
+    match (was, after.enabled) {
+        (Some(Enabled::No), Enabled::No) if same_url => None,
+        (_, Enabled::No | Enabled::DisabledBySystem) => Some(Action::SubscriptionDisable),
+        (Some(Enabled::Yes), Enabled::Yes) if !same_url => Some(Action::SubscriptionUrl),
+        (_, Enabled::Yes) => Some(Action::SubscriptionEnable),
+    }
 }
 
 fn wished(

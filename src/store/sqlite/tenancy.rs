@@ -1,18 +1,18 @@
-//! Services, apps, tokens and signing secrets.
+//! Services, apps and tokens.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::events::{int, time, time_or_none, uint};
+use super::events::{time, time_or_none};
+use super::secrets;
 use super::writer::{Change, Stop};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::page::Page;
-use crate::domain::subscription::{SIGNING_SECRETS_MAX, SigningSecret, StoredSecret};
-use crate::domain::tenancy::{App, Scopes, Service, TokenHash};
+use crate::domain::tenancy::{App, Scopes, Service, StoredToken, TokenHash, hour_of};
+use crate::store::Error;
 use crate::store::command::NewApp;
-use crate::store::{ChangedSecrets, Error};
-
-const ADMIN_TOKEN: &str = "admin_token_hash";
+use crate::store::keyring::SecretPlace;
+use crate::store::rows::TokenOfApp;
 
 fn app_of(row: &Row<'_>) -> Result<App, rusqlite::Error> {
     Ok(App {
@@ -36,25 +36,62 @@ pub(super) fn find_app_by_token(
     connection: &Connection,
     token: TokenHash,
     now: Timestamp,
-) -> Result<Option<App>, rusqlite::Error> {
+) -> Result<Option<TokenOfApp>, rusqlite::Error> {
     connection
         .prepare_cached(
-            "SELECT a.service, a.app, a.name, a.scopes, a.created_at FROM app_tokens t \
+            "SELECT a.service, a.app, a.name, a.scopes, a.created_at, t.used_at FROM app_tokens t \
              JOIN apps a ON a.service = t.service AND a.app = t.app \
              JOIN services s ON s.service = t.service \
              WHERE t.hash = ?1 AND (t.expires_at IS NULL OR t.expires_at > ?2) AND s.hidden = 0",
         )?
-        .query_row(params![token.0, now.millis()], app_of)
+        .query_row(params![token.0, now.millis()], |row| {
+            Ok(TokenOfApp { app: app_of(row)?, used_at: time_or_none(row, 5)? })
+        })
         .optional()
 }
 
-pub(super) fn find_admin_token(
+/// The token in a row of hash and times.
+fn token_of(row: &Row<'_>) -> Result<StoredToken, rusqlite::Error> {
+    Ok(StoredToken {
+        hash: TokenHash(row.get(0)?),
+        created_at: time_or_none(row, 1)?,
+        used_at: time_or_none(row, 2)?,
+        expires_at: time_or_none(row, 3)?,
+    })
+}
+
+/// The one that does not expire comes last.
+pub(super) fn list_admin_tokens(
     connection: &Connection,
-) -> Result<Option<TokenHash>, rusqlite::Error> {
+    now: Timestamp,
+) -> Result<Vec<StoredToken>, rusqlite::Error> {
     connection
-        .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
-        .query_row([ADMIN_TOKEN], |row| row.get(0).map(TokenHash))
-        .optional()
+        .prepare_cached(
+            "SELECT hash, created_at, used_at, expires_at FROM admin_tokens \
+             WHERE expires_at IS NULL OR expires_at > ?1 ORDER BY expires_at IS NULL, expires_at",
+        )?
+        .query_map([now.millis()], token_of)?
+        .collect()
+}
+
+/// The tokens of each of these apps, in the order in which they end.
+pub(super) fn list_tokens(
+    connection: &Connection,
+    service: ServiceId,
+    apps: &[AppId],
+    now: Timestamp,
+) -> Result<Vec<Vec<StoredToken>>, rusqlite::Error> {
+    let mut of_app = connection.prepare_cached(
+        "SELECT hash, created_at, used_at, expires_at FROM app_tokens WHERE service = ?1 AND app = ?2 \
+         AND (expires_at IS NULL OR expires_at > ?3) ORDER BY expires_at IS NULL, expires_at, created_at",
+    )?;
+    apps.iter()
+        .map(|app| {
+            of_app
+                .query_map(params![service.as_bytes(), app.as_bytes(), now.millis()], token_of)?
+                .collect()
+        })
+        .collect()
 }
 
 pub(super) fn find_service(
@@ -119,26 +156,6 @@ fn page<T>(mut items: Vec<T>, limit: u32, id: impl Fn(&T) -> String) -> Page<T> 
     Page { items, next }
 }
 
-pub(super) fn list_signing_secrets(
-    connection: &Connection,
-    service: ServiceId,
-    app: AppId,
-    now: Timestamp,
-) -> Result<Vec<StoredSecret>, rusqlite::Error> {
-    connection
-        .prepare_cached(
-            "SELECT secret, expires_at FROM app_secrets WHERE service = ?1 AND app = ?2 \
-             AND (expires_at IS NULL OR expires_at > ?3) ORDER BY number DESC",
-        )?
-        .query_map(params![service.as_bytes(), app.as_bytes(), now.millis()], secret_of)?
-        .collect()
-}
-
-/// The secret in a row that begins with it and its end.
-pub(super) fn secret_of(row: &Row<'_>) -> Result<StoredSecret, rusqlite::Error> {
-    Ok(StoredSecret { secret: SigningSecret(row.get(0)?), expires_at: time_or_none(row, 1)? })
-}
-
 pub(super) fn app_exists(
     connection: &Connection,
     service: ServiceId,
@@ -173,8 +190,12 @@ pub(super) fn delete_service(change: &mut Change<'_>, service: ServiceId) -> Res
     Ok(())
 }
 
+const INSERT_TOKEN: &str =
+    "INSERT INTO app_tokens (hash, service, app, created_at) VALUES (?1, ?2, ?3, ?4)";
+
 pub(super) fn create_app(change: &mut Change<'_>, new: NewApp) -> Result<App, Stop> {
     change.services.get_mut(change.connection, new.service)?;
+    let keys = change.keys()?;
     let id = AppId::make(change.ids, change.now);
     let key = (new.service.as_bytes(), id.as_bytes());
     change
@@ -183,16 +204,14 @@ pub(super) fn create_app(change: &mut Change<'_>, new: NewApp) -> Result<App, St
             "INSERT INTO apps (service, app, name, scopes, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
         .execute(params![key.0, key.1, new.name, new.scopes.bits(), change.now.millis()])?;
-    change
-        .connection
-        .prepare_cached("INSERT INTO app_tokens (hash, service, app) VALUES (?1, ?2, ?3)")?
-        .execute(params![new.token.0, key.0, key.1])?;
-    change
-        .connection
-        .prepare_cached(
-            "INSERT INTO app_secrets (service, app, number, secret) VALUES (?1, ?2, 1, ?3)",
-        )?
-        .execute(params![key.0, key.1, new.secret.0])?;
+    change.connection.prepare_cached(INSERT_TOKEN)?.execute(params![
+        new.token.0,
+        key.0,
+        key.1,
+        change.now.millis()
+    ])?;
+    let place = SecretPlace { service: new.service, app: id, number: 1 };
+    secrets::insert(change.connection, keys, place, &new.secret)?;
     change.commit.tenancy = true;
     Ok(App { service: new.service, id, name: new.name, scopes: new.scopes, created_at: change.now })
 }
@@ -249,61 +268,57 @@ pub(super) fn rotate_token(
              AND (expires_at IS NULL OR expires_at > ?3)",
         )?
         .execute(params![service.as_bytes(), app.as_bytes(), earlier_until.millis()])?;
-    change
-        .connection
-        .prepare_cached("INSERT INTO app_tokens (hash, service, app) VALUES (?1, ?2, ?3)")?
-        .execute(params![token.0, service.as_bytes(), app.as_bytes()])?;
+    change.connection.prepare_cached(INSERT_TOKEN)?.execute(params![
+        token.0,
+        service.as_bytes(),
+        app.as_bytes(),
+        change.now.millis()
+    ])?;
     change.commit.tenancy = true;
     Ok(())
 }
 
-pub(super) fn rotate_secret(
+/// Makes this the only admin token.
+pub(super) fn set_admin_token(change: &mut Change<'_>, token: TokenHash) -> Result<(), Stop> {
+    change.connection.prepare_cached("DELETE FROM admin_tokens")?.execute([])?;
+    insert_admin_token(change, token)
+}
+
+/// Gives a new admin token; the earlier ones work until `earlier_until`.
+pub(super) fn rotate_admin_token(
     change: &mut Change<'_>,
-    service: ServiceId,
-    app: AppId,
-    secret: &SigningSecret,
+    token: TokenHash,
     earlier_until: Timestamp,
 ) -> Result<(), Stop> {
-    change.services.get_mut(change.connection, service)?;
-    if !app_exists(change.connection, service, app)? {
-        return Err(Error::NotFound.into());
-    }
-    let key = (service.as_bytes(), app.as_bytes());
-    let newest = change
-        .connection
-        .prepare_cached(
-            "SELECT coalesce(max(number), 0) FROM app_secrets WHERE service = ?1 AND app = ?2",
-        )?
-        .query_row(params![key.0, key.1], |row| uint(row, 0))?;
-    let number = newest + 1;
-    // Never lengthens the life of a secret that a rotation before this one already limits.
+    // Never lengthens the life of a token that a rotation before this one already limits.
     change
         .connection
         .prepare_cached(
-            "UPDATE app_secrets SET expires_at = ?3 WHERE service = ?1 AND app = ?2 \
-             AND (expires_at IS NULL OR expires_at > ?3)",
+            "UPDATE admin_tokens SET expires_at = ?1 WHERE expires_at IS NULL OR expires_at > ?1",
         )?
-        .execute(params![key.0, key.1, earlier_until.millis()])?;
+        .execute([earlier_until.millis()])?;
+    insert_admin_token(change, token)
+}
+
+fn insert_admin_token(change: &mut Change<'_>, token: TokenHash) -> Result<(), Stop> {
     change
         .connection
-        .prepare_cached("DELETE FROM app_secrets WHERE service = ?1 AND app = ?2 AND number <= ?3")?
-        .execute(params![key.0, key.1, int(number.saturating_sub(SIGNING_SECRETS_MAX))])?;
-    change
-        .connection
-        .prepare_cached(
-            "INSERT INTO app_secrets (service, app, number, secret) VALUES (?1, ?2, ?3, ?4)",
-        )?
-        .execute(params![key.0, key.1, int(number), secret.0])?;
-    let secrets = list_signing_secrets(change.connection, service, app, change.now)?.into();
-    change.commit.secrets.push(ChangedSecrets { service, app, secrets });
+        .prepare_cached("INSERT INTO admin_tokens (hash, created_at) VALUES (?1, ?2)")?
+        .execute(params![token.0, change.now.millis()])?;
+    change.commit.tenancy = true;
     Ok(())
 }
 
-pub(super) fn set_admin_token(change: &mut Change<'_>, token: TokenHash) -> Result<(), Stop> {
-    change
-        .connection
-        .prepare_cached("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)")?
-        .execute(params![ADMIN_TOKEN, token.0])?;
-    change.commit.tenancy = true;
+/// Records the hour in which a token is used. Who may call stays the same, so nothing that is remembered of tokens ends.
+pub(super) fn note_token_use(change: &mut Change<'_>, token: TokenHash) -> Result<(), Stop> {
+    let hour = hour_of(change.now).millis();
+    for table in ["app_tokens", "admin_tokens"] {
+        change
+            .connection
+            .prepare_cached(&format!(
+                "UPDATE {table} SET used_at = ?2 WHERE hash = ?1 AND (used_at IS NULL OR used_at < ?2)"
+            ))?
+            .execute(params![token.0, hour])?;
+    }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
+use super::audit;
 use super::retention::{self, Retention};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
@@ -12,6 +13,8 @@ use crate::domain::id::{AppId, ServiceId};
 pub(super) const IDEMPOTENCY_AGE: Duration = Duration::from_hours(24);
 /// Rows removed in one slice: about a millisecond of writing.
 const SLICE_ROWS: i64 = 500;
+/// Rows of the audit log removed in one slice. Each may tell of as many changes as a group had.
+const SLICE_AUDIT_ROWS: usize = 200;
 
 /// Where upkeep stands between two slices.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub(super) struct Upkeep {
     retention: Retention,
     /// The service whose events were looked at last; `None` before the first.
     position: Option<ServiceId>,
+    /// The service whose audit log was looked at last; `None` before the first.
+    audit_position: Option<ServiceId>,
 }
 
 /// What a slice did.
@@ -32,7 +37,7 @@ pub(super) struct Slice {
 
 impl Upkeep {
     pub(super) fn new(retention: Retention) -> Self {
-        Self { retention, position: None }
+        Self { retention, position: None, audit_position: None }
     }
 
     /// Runs one slice in a transaction of its own.
@@ -55,12 +60,20 @@ impl Upkeep {
             slice.removed = pruned.events > 0;
             slice.subscriptions = pruned.subscriptions;
         }
+        let mut audit_position = self.audit_position;
+        if !slice.removed {
+            let before = now.minus(self.retention.audit);
+            let removed = audit::remove_old(&tx, audit_position, before, SLICE_AUDIT_ROWS)?;
+            audit_position = removed.position;
+            slice.removed = removed.rows > 0;
+        }
         if slice.removed {
             tx.commit()?
         } else {
             tx.rollback()?
         }
         self.position = position;
+        self.audit_position = audit_position;
         Ok(slice)
     }
 }
@@ -79,7 +92,7 @@ fn remove_kept_long(tx: &Connection, now: Timestamp) -> Result<bool, rusqlite::E
     }
     if removed == 0 {
         // A handful of rows per app at most: expired tokens and secrets need no slices.
-        for table in ["app_tokens", "app_secrets"] {
+        for table in ["app_tokens", "app_secrets", "admin_tokens"] {
             removed += tx
                 .prepare_cached(&format!("DELETE FROM {table} WHERE expires_at <= ?1"))?
                 .execute([now.millis()])

@@ -13,15 +13,19 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
 
+use super::audit::Audit;
 use super::emails::Emails;
 use super::pool::Pool;
 use super::retention::Retention;
 use super::services::Services;
 use super::upkeep::Upkeep;
-use super::{contacts, deliveries, open_writer, progress, subscriptions, tenancy};
+use super::{contacts, deliveries, open_writer, progress, secrets, subscriptions, tenancy};
+use crate::domain::audit::{Action, Origin, SERVER, Subject};
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::id::IdMaker;
-use crate::store::command::{Command, Reply};
+use crate::domain::id::{AppId, IdMaker, ServiceId};
+use crate::domain::tenancy::TokenHash;
+use crate::store::command::{Command, ContactAnswer, ContactChange, Reply};
+use crate::store::keyring::Keyring;
 use crate::store::queue::{Caller, Group, Queue, RecordListener, Taken};
 use crate::store::{Commit, Error};
 
@@ -60,17 +64,38 @@ impl From<Error> for Stop {
     }
 }
 
+/// What makes new identifiers and seals new secrets.
+struct Makers {
+    ids: IdMaker,
+    keys: Option<Keyring>,
+}
+
 /// The transaction that is being run.
 pub(super) struct Change<'a> {
     pub(super) connection: &'a Connection,
     pub(super) services: &'a mut Services,
     pub(super) emails: &'a mut Emails,
     pub(super) ids: &'a IdMaker,
+    /// None when the store was opened for something that needs no secrets.
+    pub(super) keys: Option<&'a Keyring>,
     pub(super) now: Timestamp,
+    /// Who asked for what is being run now.
+    pub(super) origin: Origin,
+    pub(super) audit: Audit,
     pub(super) commit: Commit,
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
+    /// The keys of signing secrets.
+    pub(super) fn keys(&self) -> Result<&'a Keyring, Error> {
+        self.keys.ok_or_else(|| Error::Internal("opened without the keys of secrets".to_owned()))
+    }
+
+    /// Notes a change for the audit log. Only after its last write: what is refused has no entry.
+    pub(super) fn note(&mut self, service: ServiceId, action: Action, subject: Subject) {
+        self.audit.note(service, self.origin, action, subject);
+    }
+
     /// Runs one command. A refusal after a write would leave half of it behind: that ends the group instead.
     fn attempt<T>(
         &mut self,
@@ -90,52 +115,103 @@ impl Change<'_> {
         }
     }
 
+    fn change_contacts(
+        &mut self,
+        service: ServiceId,
+        changes: Vec<ContactChange>,
+    ) -> Result<Vec<Result<ContactAnswer, Error>>, Stop> {
+        self.services.get_mut(self.connection, service)?;
+        let mut answers = Vec::with_capacity(changes.len());
+        for change in changes {
+            answers.push(self.attempt(|inner| contacts::apply(inner, service, change, None))?);
+        }
+        Ok(answers)
+    }
+
     fn run(&mut self, command: Command) -> Result<Reply, Stop> {
         match command {
             Command::ChangeContact { service, change, key } => {
                 contacts::apply(self, service, change, key).map(Reply::Contact)
             }
             Command::ChangeContacts { service, changes } => {
-                self.services.get_mut(self.connection, service)?;
-                let mut answers = Vec::with_capacity(changes.len());
-                for change in changes {
-                    let answer =
-                        self.attempt(|inner| contacts::apply(inner, service, change, None))?;
-                    answers.push(answer);
-                }
-                Ok(Reply::Contacts(answers))
+                self.change_contacts(service, changes).map(Reply::Contacts)
             }
-            Command::CreateService(name) => tenancy::create_service(self, name).map(Reply::Service),
+            Command::CreateService(name) => {
+                let service = tenancy::create_service(self, name)?;
+                self.note(SERVER, Action::ServiceCreate, about_service(service.id));
+                Ok(Reply::Service(service))
+            }
             Command::DeleteService(service) => {
-                tenancy::delete_service(self, service).map(|()| Reply::Done)
+                tenancy::delete_service(self, service)?;
+                self.note(SERVER, Action::ServiceDelete, about_service(service));
+                Ok(Reply::Done)
             }
-            Command::CreateApp(app) => tenancy::create_app(self, app).map(Reply::App),
+            Command::CreateApp(new) => {
+                let token = Some(new.token.id());
+                let app = tenancy::create_app(self, new)?;
+                self.note(app.service, Action::AppCreate, Subject { token, ..about(app.id) });
+                Ok(Reply::App(app))
+            }
             Command::DeleteApp(service, app) => {
-                tenancy::delete_app(self, service, app).map(|()| Reply::Done)
+                tenancy::delete_app(self, service, app)?;
+                self.note(service, Action::AppDelete, about(app));
+                Ok(Reply::Done)
             }
             Command::RotateToken { service, app, token, earlier_until } => {
-                tenancy::rotate_token(self, service, app, token, earlier_until)
-                    .map(|()| Reply::Done)
+                tenancy::rotate_token(self, service, app, token, earlier_until)?;
+                let subject = Subject { token: Some(token.id()), ..about(app) };
+                self.note(service, Action::TokenRotate, subject);
+                Ok(Reply::Done)
             }
             Command::RotateSecret { service, app, secret, earlier_until } => {
-                tenancy::rotate_secret(self, service, app, &secret, earlier_until)
-                    .map(|()| Reply::Done)
+                secrets::rotate_secret(self, service, app, &secret, earlier_until)?;
+                self.note(service, Action::SecretRotate, about(app));
+                Ok(Reply::Done)
             }
             Command::SetSubscription { service, app, ticket, wish } => {
                 subscriptions::set_subscription(self, service, app, ticket, wish)
                     .map(|subscription| Reply::Subscription(Box::new(subscription)))
             }
             Command::Redeliver { service, app, sequence, later } => {
-                deliveries::redeliver(self, service, app, sequence, &later).map(|()| Reply::Done)
+                deliveries::redeliver(self, service, app, sequence, &later)?;
+                let subject = Subject { sequence: Some(sequence), ..about(app) };
+                self.note(service, Action::Redeliver, subject);
+                Ok(Reply::Done)
             }
             Command::Replay { service, app, from } => {
-                deliveries::replay(self, service, app, from).map(Reply::Replayed)
+                let replayed = deliveries::replay(self, service, app, from)?;
+                let subject = Subject { sequence: Some(replayed.after), ..about(app) };
+                self.note(service, Action::Replay, subject);
+                Ok(Reply::Replayed(replayed))
             }
             Command::SetAdminToken(token) => {
-                tenancy::set_admin_token(self, token).map(|()| Reply::Done)
+                tenancy::set_admin_token(self, token)?;
+                self.note(SERVER, Action::AdminTokenSet, about_token(token));
+                Ok(Reply::Done)
+            }
+            Command::RotateAdminToken { token, earlier_until } => {
+                tenancy::rotate_admin_token(self, token, earlier_until)?;
+                self.note(SERVER, Action::AdminTokenRotate, about_token(token));
+                Ok(Reply::Done)
+            }
+            Command::NoteTokenUse(token) => {
+                tenancy::note_token_use(self, token).map(|()| Reply::Done)
             }
         }
     }
+}
+
+/// A change of an app or of what belongs to it.
+fn about(app: AppId) -> Subject {
+    Subject { app: Some(app), ..Subject::default() }
+}
+
+fn about_service(service: ServiceId) -> Subject {
+    Subject { service: Some(service), ..Subject::default() }
+}
+
+fn about_token(token: TokenHash) -> Subject {
+    Subject { token: Some(token.id()), ..Subject::default() }
 }
 
 /// Everyone who waits for a group, with what to tell them once it is committed.
@@ -175,7 +251,7 @@ pub(super) struct Writer {
     clock: Arc<dyn Clock>,
     services: Services,
     emails: Emails,
-    ids: IdMaker,
+    makers: Makers,
     checkpointed: bool,
     upkeep: Upkeep,
     upkeep_at: Moment,
@@ -193,6 +269,7 @@ impl Writer {
         pool: Arc<Pool>,
         clock: Arc<dyn Clock>,
         retention: Retention,
+        keys: Option<Keyring>,
     ) -> Self {
         let now = clock.moment();
         Self {
@@ -203,7 +280,7 @@ impl Writer {
             clock,
             services: Services::default(),
             emails: Emails::default(),
-            ids: IdMaker::new(),
+            makers: Makers { ids: IdMaker::new(), keys },
             checkpointed: true,
             upkeep: Upkeep::new(retention),
             upkeep_at: now,
@@ -253,7 +330,7 @@ impl Writer {
         let mut answers = Answers::default();
         let now = self.clock.now();
         let (services, emails) = (&mut self.services, &mut self.emails);
-        match transact(connection, services, emails, &self.ids, now, group, &mut answers) {
+        match transact(connection, services, emails, &self.makers, now, group, &mut answers) {
             Ok(commit) => {
                 self.recovered();
                 self.queue.tell(&commit);
@@ -412,7 +489,7 @@ fn transact(
     connection: &mut Connection,
     services: &mut Services,
     emails: &mut Emails,
-    ids: &IdMaker,
+    makers: &Makers,
     now: Timestamp,
     group: Group,
     answers: &mut Answers,
@@ -421,7 +498,11 @@ fn transact(
         .execute_batch("BEGIN IMMEDIATE")
         .err()
         .map(|error| Failure { error, during: "begin" });
-    let mut change = Change { connection, services, emails, ids, now, commit: Commit::default() };
+    let Makers { ids, keys } = makers;
+    let keys = keys.as_ref();
+    let (audit, commit) = (Audit::default(), Commit::default());
+    let origin = Origin::SYSTEM;
+    let mut change = Change { connection, services, emails, ids, keys, now, origin, audit, commit };
     for waiting in group.records {
         let mut result = Ok(());
         if failure.is_none() {
@@ -434,6 +515,7 @@ fn transact(
     }
     for waiting in group.commands {
         let mut result = Ok(Reply::Done);
+        change.origin = waiting.origin;
         if failure.is_none() {
             match change.attempt(|change| change.run(waiting.command)) {
                 Ok(done) => result = done,
@@ -445,7 +527,10 @@ fn transact(
     if let Some(failure) = failure {
         return Err(failure);
     }
-    let commit = change.commit;
+    let (audit, commit) = (change.audit, change.commit);
+    audit
+        .write(connection, services, now)
+        .map_err(|error| Failure { error, during: "audit log" })?;
     emails.merge(connection).map_err(|error| Failure { error, during: "e-mails" })?;
     services.write(connection).map_err(|error| Failure { error, during: "heads" })?;
     connection.execute_batch("COMMIT").map_err(|error| Failure { error, during: "commit" })?;

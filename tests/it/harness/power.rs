@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::chance::Chance;
@@ -260,6 +261,8 @@ impl DiskModel {
                 Entry::Directory => fs::create_dir(&path).unwrap(),
                 Entry::File(number) => {
                     fs::write(&path, self.files[number].after_cut(chance)).unwrap();
+                    // As the program makes each of its files.
+                    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
                     let is_database = path.extension().is_some_and(|extension| extension == "db");
                     if is_database && chance.percent(50) {
                         let garbage: Vec<u8> = (0..INDEX_BYTES / 8)

@@ -169,8 +169,11 @@ impl Builder {
         if !self.flags.iter().any(|flag| flag.starts_with("--listen=")) {
             program.arg("--listen=127.0.0.1:0");
         }
+        if !self.flags.iter().any(|flag| flag.starts_with("--log-format=")) {
+            program.arg("--log-format=json");
+        }
         let data_dir = self.data_dir_path();
-        program.arg("--log-format=json").arg(format!("--data-dir={}", data_dir.display()));
+        program.arg(format!("--data-dir={}", data_dir.display()));
         program.args(&self.flags);
         Process::spawn(program)
     }

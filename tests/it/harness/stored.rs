@@ -22,6 +22,14 @@ const EMAILS_AT_ODDS: &str = "\
     SELECT (SELECT count(*) FROM (SELECT * FROM taken EXCEPT SELECT * FROM had)) \
         + (SELECT count(*) FROM (SELECT * FROM had EXCEPT SELECT * FROM taken))";
 
+/// Rows of the audit log of the service that do not begin where the one before ends, and whether the last one ends
+/// before or after the head.
+const AUDIT_GAPS: &str = "\
+    SELECT (SELECT count(*) FROM (SELECT first, coalesce(lag(first + entries) OVER (ORDER BY first), 1) AS next \
+        FROM audit WHERE service = (SELECT service FROM services)) WHERE first <> next) \
+        + (SELECT audit_head <> (SELECT coalesce(max(first + entries), 1) - 1 FROM audit \
+        WHERE service = services.service) FROM services)";
+
 /// Changes that were acknowledged.
 #[derive(Clone, Default)]
 pub(crate) struct Stored {
@@ -128,6 +136,15 @@ fn read(
     }
     if count("SELECT count(*) FROM progress WHERE cursor > (SELECT head FROM services)")? > 0 {
         faults.broken.push("a cursor is beyond the head".to_owned());
+    }
+    let noted = "SELECT coalesce(sum(entries), 0) FROM audit WHERE action = 'contacts'";
+    if count(noted)?.cast_unsigned() != head {
+        faults
+            .broken
+            .push(format!("{} changes in the audit log, the head is {head}", count(noted)?));
+    }
+    if count(AUDIT_GAPS)? > 0 {
+        faults.broken.push("the audit log is not numbered without gaps up to its head".to_owned());
     }
     if count(EMAILS_AT_ODDS)? > 0 {
         faults.broken.push("what is taken is not what contacts have as e-mail".to_owned());
