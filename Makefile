@@ -37,6 +37,10 @@ sbom: ## Write the list of components, CycloneDX 1.5, to target/sbom/rollcall.cd
 	target/tools/bin/cargo-cyclonedx cyclonedx --format json --spec-version 1.5 --override-filename rollcall.cdx
 	mv rollcall.cdx.json target/sbom/rollcall.cdx.json
 
+.PHONY: scan
+scan: ## Scan a server's TLS and let callers dawdle, with tools from Debian (three minutes)
+	tests/scan/run.sh
+
 .PHONY: bench
 bench: ## Measure throughput and latency against the bare HTTP limit of this machine
 	$(CARGO) bench --bench throughput --locked

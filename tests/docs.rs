@@ -160,8 +160,10 @@ fn faults_of_threats(text: &str) -> Vec<String> {
 #[test]
 fn every_threat_has_tests_and_they_exist() {
     let text = read("SECURITY.md");
+    // Behind it stand tables of other things.
+    let (text, _) = text.split_once("\n## What is not defended\n").unwrap();
     assert!(text.matches("\n| ").count() > 25);
-    fail_with(&faults_of_threats(&text));
+    fail_with(&faults_of_threats(text));
 
     for bad in [
         "| a | b | c |",

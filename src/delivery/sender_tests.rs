@@ -17,6 +17,9 @@ use crate::domain::subscription::{SigningSecret, StoredSecret};
 #[path = "sender_test_receiver.rs"]
 mod receiver;
 
+#[path = "sender_guard_tests.rs"]
+mod guarding;
+
 #[path = "sender_connection_tests.rs"]
 mod connections;
 

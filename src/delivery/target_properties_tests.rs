@@ -276,4 +276,19 @@ proptest! {
 
         prop_assert_eq!(refused, (!all_good).then_some(Step::Address));
     }
+
+    /// What is called is read once more, as after a restart, and is the same.
+    #[test]
+    fn what_was_taken_from_a_url_reads_the_same_again(
+        host in r"([a-zA-Z0-9_-]{1,6}\.){1,3}[a-z]{2,4}|8\.8\.[1-9]\.8|\[2606:4700::[1-9a-f]{1,4}\]",
+        port in "(:[1-9][0-9]{0,4})?",
+        rest in "(/[a-zA-Z0-9.%2/@:-]{0,12})?([?][a-z0-9=&/]{0,8})?",
+    ) {
+        let guard = guard(Settings::default());
+        let checked = guard.check_url(&format!("https://{host}{port}{rest}"));
+        if let Ok(target) = checked {
+            let again = format!("https://{}{}", target.authority, target.path_and_query);
+            prop_assert_eq!(guard.check_url(&again), Ok(target), "{}", again);
+        }
+    }
 }
