@@ -85,6 +85,7 @@ TARGET ?=
 .PHONY: fuzz
 fuzz: ## Fuzz the parsers that see bytes from outside, each for SECONDS (600): make fuzz TARGET=url
 	CARGO=$(CARGO) fuzz/run.sh $(SECONDS) $(TARGET)
+
 .PHONY: bench-lookups
 bench-lookups: ## Measure whether look-ups tell that an id exists in another service (20 seconds)
 	$(CARGO) bench --bench throughput --locked -- --only lookups

@@ -11,8 +11,8 @@ use std::process::Command;
 /// Most lines of the map; longer ones are not read.
 const MAP_LINES_MAX: usize = 250;
 /// Commands that have commands below them.
-const GROUPS: [&str; 7] =
-    ["service", "app", "staff", "subscription", "audit", "admin-token", "config"];
+const GROUPS: [&str; 8] =
+    ["service", "app", "staff", "subscription", "audit", "key", "admin-token", "config"];
 /// What every decision says.
 const PARTS: [&str; 5] =
     ["Context.", "Options", "Choice.", "Consequences", "How we would notice that it was wrong."];

@@ -92,7 +92,8 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
             if !yes && lost > 0 {
                 bail!(
                     "{lost} signing secrets do not open with the keys at hand and would be lost for good; \
-                     repeat with --yes to replace them, or put the right key back first"
+                     put the right key back (one that stands in the configuration file is given here by --secret-key-file), \
+                     or repeat with --yes to replace them"
                 );
             }
             let changed =

@@ -44,7 +44,9 @@ pub enum KeyError {
     #[error("sealed with key {0}, which is not at hand")]
     Unknown(KeyId),
     /// The bytes do not open with their key: damaged, or moved here from another place.
-    #[error("a signing secret does not open with its key {0}: `rollcall key reset` gives its app a new one")]
+    #[error(
+        "a signing secret does not open with its key {0}: `rollcall key reset` gives its app a new one"
+    )]
     Damaged(KeyId),
     /// The system gives no random numbers, or the cipher none of its bytes.
     #[error("cannot seal")]

@@ -57,7 +57,7 @@ async fn a_key_is_replaced_at_any_moment_of_a_crash_without_losing_a_secret() {
     for _ in 0..KILLS {
         let mut rotate = key_command("rotate", &server.data_dir());
         let mut rotate = rotate.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(chance.below(60)));
+        std::thread::sleep(Duration::from_millis(chance.below(200)));
         drop(rotate.kill());
         rotate.wait().unwrap();
         keys.insert(std::fs::read_to_string(&key_file).unwrap());

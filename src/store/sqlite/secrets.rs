@@ -4,7 +4,7 @@
 //! what was readable with less. It can be broken off anywhere and goes on at the next start.
 
 use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, ffi, params};
 
 use super::audit::Audit;
 use super::events::{int, time_or_none, uint};
@@ -243,8 +243,21 @@ fn scrub(connection: &Connection) -> Result<(), rusqlite::Error> {
     let written = connection.execute_batch("VACUUM");
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     written?;
+    // Only behind the checkpoint is the earlier content gone from the file: then the mark may go.
+    empty_log(connection)?;
     connection.execute("DELETE FROM meta WHERE name = ?1", [SCRUB])?;
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    empty_log(connection)
+}
+
+/// Moves the whole log into the file.
+fn empty_log(connection: &Connection) -> Result<(), rusqlite::Error> {
+    let busy: bool =
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    if busy {
+        Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None))
+    } else {
+        Ok(())
+    }
 }
 
 /// Where secrets are that do not open: another key sealed them, or they are damaged.
