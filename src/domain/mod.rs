@@ -12,6 +12,7 @@ pub mod event;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz_checks;
 pub mod id;
+pub mod network;
 pub mod page;
 pub mod strict_json;
 pub mod subscription;

@@ -73,6 +73,9 @@ pub struct Subscription {
 /// request.
 pub const SIGNING_SECRETS_MAX: u64 = 3;
 
+/// Random bytes of a secret that is made here: 256 bits, as much as its HMAC gives.
+pub const SIGNING_SECRET_BYTES: usize = 32;
+
 /// The key that signs notifications of one app: 24 to 64 random bytes, `whsec_` and base64 in text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SigningSecret(pub Vec<u8>);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -22,6 +22,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::domain::id::ServiceId;
+use crate::domain::network::network_of;
 
 use super::envelope::{ApiError, CODE_RATE};
 
@@ -57,8 +58,6 @@ pub const CONNECTIONS_MAX: usize = 4096;
 /// Addresses that are remembered for their failed tokens: a few megabytes. With fewer, an attacker with many
 /// addresses makes earlier ones forgotten sooner.
 const ADDRESSES_MAX: usize = 65_536;
-/// Bits of an IPv6 address that count: commonly one site or one customer has all addresses behind them.
-const IPV6_PREFIX_BITS: u32 = 64;
 /// Requests between two clean-ups of the rates of services that have gone quiet.
 const PRUNE_EVERY: u32 = 16_384;
 
@@ -329,17 +328,6 @@ impl AddressLimit {
         limiter.retain_recent();
         if limiter.len() > ADDRESSES_MAX / 2 {
             *limiter = RateLimiter::dashmap(self.quota);
-        }
-    }
-}
-
-/// An IPv4 address as it is; the network of an IPv6 address.
-pub(super) fn network_of(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => {
-            let kept = u128::MAX << (u128::BITS - IPV6_PREFIX_BITS);
-            Ipv6Addr::from_bits(v6.to_bits() & kept).into()
         }
     }
 }

@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::ConnectionProgress;
-use super::limits::{CONNECTIONS_MAX, network_of};
+use super::limits::CONNECTIONS_MAX;
+use crate::domain::network::network_of;
 
 /// Wait for a place before idle connections are asked to leave, again and again. Longer keeps callers waiting, shorter
 /// looks at all connections more often while none can leave.

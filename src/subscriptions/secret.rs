@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::delivery::signing::format_secret;
 use crate::domain::audit::Origin;
 use crate::domain::id::{AppId, ServiceId};
-use crate::domain::subscription::SigningSecret;
+use crate::domain::subscription::{SIGNING_SECRET_BYTES, SigningSecret};
 use crate::store::Error;
 
 use super::Subscriptions;
@@ -13,9 +13,6 @@ use super::Subscriptions;
 /// How long earlier secrets still sign after a rotation: a day to change them in every receiver. Longer keeps a secret
 /// that leaked in use, shorter breaks receivers that are changed by hand.
 pub const SECRET_OVERLAP: Duration = Duration::from_hours(24);
-
-/// Random bytes of a secret: 256 bits, as much as its HMAC gives.
-const SECRET_BYTES: usize = 32;
 
 impl Subscriptions {
     /// The newest secret of an app, in text.
@@ -40,7 +37,7 @@ impl Subscriptions {
         service: ServiceId,
         app: AppId,
     ) -> Result<String, Error> {
-        let mut random = [0; SECRET_BYTES];
+        let mut random = [0; SIGNING_SECRET_BYTES];
         getrandom::fill(&mut random)
             .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
         let secret = SigningSecret(random.to_vec());

@@ -8,21 +8,19 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::delivery::target_guard::TargetHost;
 use crate::domain::clock::Moment;
 use crate::domain::id::AppId;
+use crate::domain::network::network_of;
 
 use super::Settings;
 
 /// Most apps and most hosts that are remembered at a time. Beyond it challenges wait: forgetting would lift limits.
 const KEYS_MAX: usize = 20_000;
-/// Leading bits of an IPv6 address that count as one host: what one machine gets. More lets it be called by all the
-/// addresses that it has, fewer lets neighbours use up each other's challenges.
-const IPV6_PREFIX_BITS: u32 = 64;
 /// Every limit counts by the minute.
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -58,13 +56,7 @@ enum Host {
 
 impl Host {
     fn of_address(address: IpAddr) -> Self {
-        Self::Address(match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(address) => {
-                let low = 128 - IPV6_PREFIX_BITS;
-                IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> low << low))
-            }
-        })
+        Self::Address(network_of(address))
     }
 }
 

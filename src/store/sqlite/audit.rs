@@ -72,9 +72,8 @@ impl Audit {
             .find(|row| row.service == service && row.origin == origin);
         let fitting = newest.and_then(|row| {
             let distance = sequence - row.last;
-            let fits = distance <= DISTANCE_MAX
-                && row.changes.len() < ROW_CHANGES_MAX * CHANGE_BYTES
-                && row.action.is_none();
+            let fits =
+                distance <= DISTANCE_MAX && row.changes.len() < ROW_CHANGES_MAX * CHANGE_BYTES;
             let distance = u8::try_from(distance).ok().filter(|_| fits)?;
             Some((row, distance))
         });

@@ -16,15 +16,14 @@ use super::writer::{Change, Stop};
 use crate::domain::audit::{Action, Origin, SERVER, Subject};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
-use crate::domain::subscription::{SIGNING_SECRETS_MAX, SigningSecret, StoredSecret};
+use crate::domain::subscription::{
+    SIGNING_SECRET_BYTES, SIGNING_SECRETS_MAX, SigningSecret, StoredSecret,
+};
 use crate::store::keyring::{KeyId, Keyring, SecretPlace};
 use crate::store::{ChangedSecrets, Error};
 
 /// In `meta` while bytes of what was sealed anew may be left in the file.
 const SCRUB: &str = "secrets_scrub";
-
-/// Bytes of a signing secret that is made here: 256 bits, as much as its HMAC gives.
-const SECRET_BYTES: usize = 32;
 
 /// The columns that [`secret_of`] reads, as the first ones of a query.
 pub(super) const COLUMNS: &str = "service, app, number, key, secret, expires_at";
@@ -310,7 +309,7 @@ pub(super) fn replace_lost(
             continue;
         }
         place.number += 1;
-        let mut secret = vec![0; SECRET_BYTES];
+        let mut secret = vec![0; SIGNING_SECRET_BYTES];
         getrandom::fill(&mut secret)
             .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
         match insert(&tx, keys, place, &SigningSecret(secret)) {
