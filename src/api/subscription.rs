@@ -40,7 +40,7 @@ pub(super) async fn update_subscription(
     mut call: Call,
 ) -> Answer {
     // Before the body is read: the order of arrival decides, not the order of sending bodies.
-    let ticket = state.subscriptions.take_ticket();
+    let ticket = state.subscriptions.take_ticket().await?;
     // Further fields are ignored, as the reference's server would.
     let mut body = JsonObject::parse(&call.body().await?)?;
     let enabled = body.take_bool("enabled")?;

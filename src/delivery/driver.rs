@@ -65,6 +65,8 @@ struct State {
     /// The engine wanted to load it while a record was under way.
     load_deferred: bool,
     head: u64,
+    /// Under which its row was read; goes back with each record.
+    epoch: u64,
 }
 
 /// The lane of one subscription, driven.
@@ -95,6 +97,7 @@ impl LaneDriver {
             halts: 0,
             load_deferred: false,
             head: 0,
+            epoch: 0,
         };
         Arc::new(Self { id, key, shared, state: Mutex::new(state) })
     }
@@ -343,7 +346,7 @@ impl LaneDriver {
         }
         let wall = self.shared.clock.now();
         let number = plan.number;
-        let mut record = self.record_of(now, wall, plan);
+        let mut record = self.record_of(now, wall, state.epoch, plan);
         record.failed = state.failed.drain(..).collect();
         state.failed_recording.clone_from(&record.failed);
         let lane = Arc::clone(self);
@@ -354,7 +357,7 @@ impl LaneDriver {
         self.shared.store.write.queue().push_record(WaitingRecord { record, listener });
     }
 
-    fn record_of(&self, now: Moment, wall: Timestamp, plan: Plan) -> Record {
+    fn record_of(&self, now: Moment, wall: Timestamp, epoch: u64, plan: Plan) -> Record {
         let at = |moment: Moment| {
             if moment >= now { wall.plus(moment.since(now)) } else { wall.minus(now.since(moment)) }
         };
@@ -375,6 +378,7 @@ impl LaneDriver {
             service: self.key.0,
             app: self.key.1,
             generation: plan.generation,
+            epoch,
             cursor: plan.cursor,
             bitmap: bitmap_of(plan.cursor, &plan.done),
             failing: plan
@@ -440,6 +444,7 @@ impl LaneDriver {
         state.events.clear();
         state.failed.clear();
         state.secrets = row.secrets.into();
+        state.epoch = row.epoch;
         if state.url != row.subscription.url {
             state.url = row.subscription.url;
             state.line = None;

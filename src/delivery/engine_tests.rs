@@ -294,7 +294,7 @@ async fn world(name: &str) -> World {
 
 impl World {
     async fn set(&self, on: bool) {
-        let ticket = self.store.write.take_ticket();
+        let ticket = self.store.write.take_ticket().await.unwrap();
         let url = self.url.clone();
         let wish = if on {
             SubscriptionWish::Enable { url, verified_at: Timestamp::default() }

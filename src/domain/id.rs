@@ -74,6 +74,18 @@ macro_rules! identifier {
                 self.0.as_bytes()
             }
 
+            /// As databases have it that know the type.
+            #[must_use]
+            pub const fn uuid(self) -> Uuid {
+                self.0
+            }
+
+            /// From a database that knows the type.
+            #[must_use]
+            pub const fn from_uuid(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+
             /// The identifier with these stored bytes.
             #[must_use]
             pub const fn from_bytes(bytes: [u8; 16]) -> Self {

@@ -14,6 +14,7 @@ pub(crate) mod fuzz_checks;
 pub mod id;
 pub mod network;
 pub mod page;
+pub mod shard;
 pub mod strict_json;
 pub mod subscription;
 pub mod tenancy;

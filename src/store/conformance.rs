@@ -409,7 +409,8 @@ fn disable() -> SubscriptionWish {
 async fn later_tickets_win(store: Store) {
     let service = service(&store).await;
     let app = app(&store, service, 1).await;
-    let (first, second) = (store.write.take_ticket(), store.write.take_ticket());
+    let (first, second) =
+        (store.write.take_ticket().await.unwrap(), store.write.take_ticket().await.unwrap());
     let set = |ticket, wish| store.write.set_subscription(service, app, ticket, wish);
 
     let disabled = set(second, disable()).await.unwrap();
@@ -417,17 +418,20 @@ async fn later_tickets_win(store: Store) {
 
     assert_eq!(late, Err(Error::Superseded));
     assert_eq!((disabled.enabled, disabled.url.as_str()), (Enabled::No, "https://other.example/"));
-    let third = store.write.take_ticket();
+    let third = store.write.take_ticket().await.unwrap();
     assert!(third > second);
     assert_eq!(set(third, enable("https://one.example/")).await.unwrap().enabled, Enabled::Yes);
-    let again = set(store.write.take_ticket(), disable()).await.unwrap();
+    let again = set(store.write.take_ticket().await.unwrap(), disable()).await.unwrap();
     assert_eq!(again.url, "https://one.example/");
 }
 
 async fn progress_follows_the_wish(store: Store) {
     let service = service(&store).await;
     let app = app(&store, service, 1).await;
-    let set = |wish| store.write.set_subscription(service, app, store.write.take_ticket(), wish);
+    let set = async |wish| {
+        let ticket = store.write.take_ticket().await.unwrap();
+        store.write.set_subscription(service, app, ticket, wish).await
+    };
     create(&store, service, "a@example.org").await;
     assert_eq!(store.read.find_lane(service, app).await.unwrap(), None);
 
@@ -452,6 +456,7 @@ fn empty_record(subscription: &Subscription) -> Record {
         service: subscription.service,
         app: subscription.app,
         generation: subscription.generation,
+        epoch: 0,
         cursor: 0,
         bitmap: Vec::new(),
         failing: None,

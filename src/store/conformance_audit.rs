@@ -283,6 +283,7 @@ async fn what_rollcall_does_by_itself_is_its_own(store: Store) {
         service,
         app,
         generation,
+        epoch: 0,
         cursor: 0,
         bitmap: Vec::new(),
         failing: None,

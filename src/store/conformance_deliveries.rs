@@ -30,7 +30,7 @@ impl Stage {
         let service = make_service(&store).await;
         let app = app(&store, service, 1).await;
         let ana = create(&store, service, "ana@example.org").await;
-        let ticket = store.write.take_ticket();
+        let ticket = store.write.take_ticket().await.unwrap();
         let wish = enable("https://one.example/");
         let subscription = store.write.set_subscription(service, app, ticket, wish).await.unwrap();
         for name in ["Li", "Ng", "Po", "Wu"] {
@@ -209,7 +209,7 @@ async fn a_replay_sets_progress_back(stage: Stage) {
 }
 
 async fn only_an_enabled_subscription_sends_again(stage: Stage) {
-    let ticket = stage.store.write.take_ticket();
+    let ticket = stage.store.write.take_ticket().await.unwrap();
     let (service, app) = (stage.service, stage.app);
     stage.store.write.set_subscription(service, app, ticket, super::disable()).await.unwrap();
 

@@ -6,10 +6,12 @@
 //! leaves no trace and does not touch its neighbours. When the store fails in a group, every caller of the group
 //! gets [`Error::Unavailable`]: the outcome is unknown to it.
 
+mod audit_rows;
 pub mod command;
 #[cfg(test)]
 pub mod conformance;
 pub mod keyring;
+pub mod postgres;
 pub mod queue;
 pub mod rows;
 pub mod sqlite;
@@ -23,6 +25,7 @@ use crate::domain::contact::{FieldError, StaffContact};
 use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::page::Page;
+use crate::domain::shard::Shard;
 use crate::domain::subscription::{StoredSecret, Subscription};
 use crate::domain::tenancy::{App, Service, StoredToken, TokenHash};
 
@@ -162,6 +165,12 @@ pub struct Commit {
     pub hidden: Vec<ServiceId>,
     /// Whether the store was opened again after a failure: everything held in memory must be read anew.
     pub reopened: bool,
+    /// Logs that grew by the hand of another node, and how far.
+    pub heads: Vec<(ServiceId, u64)>,
+    /// Shards that this node has from now on: their lanes are to be built.
+    pub gained: Vec<Shard>,
+    /// Shards that this node has no more: their lanes must stop at once.
+    pub lost: Vec<Shard>,
 }
 
 /// The secrets of an app after a rotation.

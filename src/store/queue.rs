@@ -14,7 +14,7 @@ use super::command::{
     Command, ContactAnswer, ContactChange, IdempotencyKey, NewApp, Reply, SubscriptionWish,
 };
 use super::rows::{LaterEvents, Record, ReplayFrom, Replayed};
-use super::{Commit, CommitListener, Error};
+use super::{Answer, Commit, CommitListener, Error};
 use crate::domain::audit::Origin;
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
@@ -205,6 +205,23 @@ fn closed() -> Error {
     Error::Unavailable("the server is stopping".to_owned())
 }
 
+/// Numbers requests to subscribe in the order of their arrival, over everybody who writes to the store.
+pub trait Tickets: Send + Sync + std::fmt::Debug {
+    /// The next number.
+    fn take(&self) -> Answer<'_, u64>;
+}
+
+/// The numbers of a process that has the store for itself.
+#[derive(Debug)]
+struct LocalTickets(AtomicU64);
+
+impl Tickets for LocalTickets {
+    fn take(&self) -> Answer<'_, u64> {
+        let ticket = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        Box::pin(std::future::ready(Ok(ticket)))
+    }
+}
+
 /// The writing side of a store. Each method is one command: it happens whole or not at all.
 ///
 /// Dropping the future of a method does not take the command back.
@@ -213,7 +230,7 @@ pub struct Write {
     queue: Arc<Queue>,
     places: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    tickets: Arc<AtomicU64>,
+    tickets: Arc<dyn Tickets>,
     origin: Origin,
 }
 
@@ -225,7 +242,7 @@ impl Write {
             queue,
             places: Arc::new(Semaphore::new(QUEUE_COMMANDS_MAX)),
             bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX / BYTES_PER_PERMIT)),
-            tickets: Arc::new(AtomicU64::new(ticket)),
+            tickets: Arc::new(LocalTickets(AtomicU64::new(ticket))),
             origin: Origin::LOCAL,
         }
     }
@@ -242,10 +259,19 @@ impl Write {
         &self.queue
     }
 
-    /// The next place in the order of arrival of subscription requests.
+    /// The same, with tickets that other processes share.
     #[must_use]
-    pub fn take_ticket(&self) -> u64 {
-        self.tickets.fetch_add(1, Ordering::Relaxed) + 1
+    pub fn with_tickets(self, tickets: Arc<dyn Tickets>) -> Self {
+        Self { tickets, ..self }
+    }
+
+    /// The next place in the order of arrival of subscription requests.
+    ///
+    /// # Errors
+    ///
+    /// Unavailable.
+    pub async fn take_ticket(&self) -> Result<u64, Error> {
+        self.tickets.take().await
     }
 
     async fn submit(&self, command: Command) -> Result<Reply, Error> {

@@ -262,6 +262,8 @@ pub struct LaneRow {
     pub failing: Option<Failing>,
     /// Its held deliveries, by sequence.
     pub held: Vec<HeldRow>,
+    /// The epoch of its shard under which it was read; 0 where one process has the store for itself.
+    pub epoch: u64,
 }
 
 /// What the lane of a subscription wants recorded: one transaction, refused as a whole when the generation is over.
@@ -273,6 +275,8 @@ pub struct Record {
     pub app: AppId,
     /// The generation that the lane is in.
     pub generation: u64,
+    /// The epoch of its shard under which the lane was loaded: refused once the shard has changed hands.
+    pub epoch: u64,
     /// The new cursor.
     pub cursor: u64,
     /// The new bitmap above it, without trailing zero bytes.

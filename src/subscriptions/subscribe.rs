@@ -38,9 +38,12 @@ pub struct Ticket(u64);
 
 impl Subscriptions {
     /// The place of a request that has just arrived.
-    #[must_use]
-    pub fn take_ticket(&self) -> Ticket {
-        Ticket(self.write.take_ticket())
+    ///
+    /// # Errors
+    ///
+    /// Unavailable.
+    pub async fn take_ticket(&self) -> Result<Ticket, SubscribeError> {
+        Ok(Ticket(self.write.take_ticket().await?))
     }
 
     /// Subscribes a URL after it has echoed a challenge. Dropping the future aborts the challenge and stores nothing.

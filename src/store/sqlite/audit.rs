@@ -1,33 +1,17 @@
-//! The audit log: gathered while a group runs, written with it, read by number.
-//!
-//! A group has one row for all changes of contacts that one caller made to one service, and one row for each other
-//! change. Numbers are given at the end of the group, when it is known how many entries each row has. Rows are never
-//! changed; only [`remove_old`] removes them.
+//! The audit log in its table: written with the group, read by number. Rows are never changed; only [`remove_old`]
+//! removes them.
 
-use std::net::IpAddr;
-
+use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::events::{int, time, uint};
 use super::services::Services;
-use crate::domain::audit::{Action, Entry, Origin, SERVER, Subject, Who};
+use crate::domain::audit::{Action, SERVER};
 use crate::domain::clock::Timestamp;
-use crate::domain::event::EventKind;
-use crate::domain::id::{AppId, ContactId, ServiceId};
-use crate::domain::tenancy::TokenId;
+use crate::domain::id::{AppId, ServiceId};
+use crate::store::audit_rows::{Audit, AuditRow, CONTACTS};
 use crate::store::rows::{AuditPage, AuditQuery};
 
-/// The action of a row that has changes of contacts.
-const CONTACTS: &str = "contacts";
-/// Bytes of one change of a contact: one with the kind of its event (lowest two bits) and how far its number is from
-/// the one before it, and the contact.
-const CHANGE_BYTES: usize = 17;
-/// How far the number of a change may be from the one before it in its row: what six bits hold.
-const DISTANCE_MAX: u64 = 63;
-/// Most changes of contacts in one row: 17 KB, which a reader of one entry reads whole.
-const ROW_CHANGES_MAX: usize = 1_000;
-/// Changes for which a row has room at first: a usual group under load.
-const ROW_CHANGES_USUAL: usize = 32;
 /// Rows of contacts that one page looks at. With a filter that seldom fits a page comes back short instead of late.
 const PAGE_ROWS_MAX: usize = 5_000;
 /// Services whose oldest row is looked at in one slice of upkeep.
@@ -35,125 +19,63 @@ const SLICE_SERVICES: usize = 100;
 /// Where the last number of the server's entries stands in `meta`.
 const SERVER_HEAD: &str = "audit_head";
 
-/// A row that is to be written.
-#[derive(Debug)]
-struct Pending {
-    service: ServiceId,
-    origin: Origin,
-    /// `None`: changes of contacts, which stand in `changes`.
-    action: Option<Action>,
-    subject: Subject,
-    /// The event of the newest change.
-    last: u64,
-    changes: Vec<u8>,
+/// Numbers and writes what was noted.
+pub(super) fn write(
+    audit: Audit,
+    connection: &Connection,
+    services: &mut Services,
+    now: Timestamp,
+) -> Result<(), rusqlite::Error> {
+    for pending in audit.into_pending() {
+        let (service, entries) = (pending.service(), pending.entries());
+        let (first, at) = take_numbers(connection, services, service, entries, now)?;
+        insert(connection, &pending.into_row(first, at))?;
+    }
+    Ok(())
 }
 
-/// The entries of the group that is being run.
-#[derive(Debug, Default)]
-pub(super) struct Audit(Vec<Pending>);
-
-impl Audit {
-    /// Notes a change of a contact. Allocates for the first of a row and when a row grows beyond what is usual.
-    pub(super) fn note_contact(
-        &mut self,
-        service: ServiceId,
-        origin: Origin,
-        kind: EventKind,
-        contact: ContactId,
-        sequence: u64,
-    ) {
-        let kind = u8::try_from(kind.code()).unwrap_or_default();
-        // Not past another kind of entry of the service, nor with a gap that does not fit: then a new row begins.
-        let newest = self
-            .0
-            .iter_mut()
-            .rev()
-            .take_while(|row| row.action.is_none() || row.service != service)
-            .find(|row| row.service == service && row.origin == origin);
-        let fitting = newest.and_then(|row| {
-            let distance = sequence - row.last;
-            let fits =
-                distance <= DISTANCE_MAX && row.changes.len() < ROW_CHANGES_MAX * CHANGE_BYTES;
-            let distance = u8::try_from(distance).ok().filter(|_| fits)?;
-            Some((row, distance))
-        });
-        if let Some((row, distance)) = fitting {
-            row.last = sequence;
-            row.changes.push((distance << 2) | kind);
-            row.changes.extend_from_slice(contact.as_bytes());
-            return;
-        }
-        let mut changes = Vec::with_capacity(ROW_CHANGES_USUAL * CHANGE_BYTES);
-        changes.push(kind);
-        changes.extend_from_slice(contact.as_bytes());
-        let subject = Subject { sequence: Some(sequence), ..Subject::default() };
-        self.0.push(Pending { service, origin, action: None, subject, last: sequence, changes });
-    }
-
-    /// Notes any other change.
-    pub(super) fn note(
-        &mut self,
-        service: ServiceId,
-        origin: Origin,
-        action: Action,
-        subject: Subject,
-    ) {
-        let changes = Vec::new();
-        self.0.push(Pending { service, origin, action: Some(action), subject, last: 0, changes });
-    }
-
-    /// Numbers and writes what was noted.
-    pub(super) fn write(
-        self,
-        connection: &Connection,
-        services: &mut Services,
-        now: Timestamp,
-    ) -> Result<(), rusqlite::Error> {
-        for row in self.0 {
-            let entries =
-                if row.action.is_some() { 1 } else { row.changes.len() / CHANGE_BYTES } as u64;
-            let (first, at) = take_numbers(connection, services, row.service, entries, now)?;
-            row.insert(connection, first, entries, at)?;
-        }
-        Ok(())
-    }
+fn insert(connection: &Connection, row: &AuditRow) -> Result<(), rusqlite::Error> {
+    connection
+        .prepare_cached(
+            "INSERT INTO audit (service, first, entries, at, who, address, action, sequence, app, \
+             subject, target, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+        )?
+        .execute(params![
+            row.service.as_bytes(),
+            int(row.first),
+            int(row.entries),
+            row.at.millis(),
+            row.who,
+            row.address,
+            row.action,
+            row.sequence.map(int),
+            row.app.as_ref().map(|app| &app.as_bytes()[..]),
+            row.subject,
+            row.target,
+            row.reason,
+        ])?;
+    Ok(())
 }
 
-impl Pending {
-    fn insert(
-        self,
-        connection: &Connection,
-        first: u64,
-        entries: u64,
-        at: Timestamp,
-    ) -> Result<(), rusqlite::Error> {
-        let subject: Option<&[u8]> = match (&self.action, &self.subject) {
-            (None, _) => Some(&self.changes),
-            (_, Subject { service: Some(id), .. }) => Some(id.as_bytes()),
-            (_, Subject { token: Some(id), .. }) => Some(id.as_bytes()),
-            _ => None,
-        };
-        connection
-            .prepare_cached(
-                "INSERT INTO audit (service, first, entries, at, who, address, action, sequence, app, \
-                 subject, target, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-            )?
-            .execute(params![
-                self.service.as_bytes(),
-                int(first),
-                int(entries),
-                at.millis(),
-                self.origin.who.to_string(),
-                self.origin.from.map(|from| from.to_string()),
-                self.action.map_or(CONTACTS, Action::name),
-                self.subject.sequence.map(int),
-                self.subject.app.as_ref().map(|app| &app.as_bytes()[..]),
-                subject,
-                self.subject.target,
-                self.subject.reason,
-            ])?;
-        Ok(())
-    }
+fn row_of(service: ServiceId, row: &Row<'_>) -> Result<AuditRow, rusqlite::Error> {
+    let sequence = match row.get::<_, Option<i64>>(5)? {
+        None => None,
+        Some(_) => Some(uint(row, 5)?),
+    };
+    Ok(AuditRow {
+        service,
+        first: uint(row, 0)?,
+        entries: uint(row, 10)?,
+        at: time(row, 1)?,
+        who: row.get(2)?,
+        address: row.get(3)?,
+        action: row.get(4)?,
+        sequence,
+        app: row.get::<_, Option<[u8; 16]>>(6)?.map(AppId::from_bytes),
+        subject: row.get(7)?,
+        target: row.get(8)?,
+        reason: row.get(9)?,
+    })
 }
 
 /// The first of so many numbers of a service, and the time of its entries: never earlier than the entry before.
@@ -237,7 +159,7 @@ pub(super) fn list(
         Some(action) => ("action = ?3 AND action <> 'contacts'", Some(action.name())),
     };
     let mut statement = tx.prepare_cached(&format!(
-        "SELECT first, at, who, address, action, sequence, app, subject, target, reason FROM audit \
+        "SELECT first, at, who, address, action, sequence, app, subject, target, reason, entries FROM audit \
          WHERE service = ?1 AND first >= ?2 AND {filter} ORDER BY first"
     ))?;
     let mut rows = statement.query(params![service.as_bytes(), int(from), name])?;
@@ -245,7 +167,11 @@ pub(super) fn list(
     let mut page = AuditPage::default();
     let mut looked_at = 0;
     while let Some(row) = rows.next()? {
-        let last = push_entries(row, after, query.action, limit, &mut page.entries)?;
+        let last = row_of(service, row)?
+            .push_entries(after, query.action, limit, &mut page.entries)
+            .map_err(|error| {
+                rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error))
+            })?;
         looked_at += 1;
         if page.entries.len() == limit || looked_at == PAGE_ROWS_MAX {
             page.next = Some(last);
@@ -290,84 +216,6 @@ fn before_time(
     // Entries of the newest row have its time; if that is too old, so are they.
     let is_beyond = low > newest;
     Ok(if is_beyond { u64::MAX >> 1 } else { low - 1 })
-}
-
-/// Adds the entries of a row that are wanted, as far as there is room; gives the number of the last one looked at.
-fn push_entries(
-    row: &Row<'_>,
-    after: u64,
-    wanted: Option<Action>,
-    limit: usize,
-    entries: &mut Vec<Entry>,
-) -> Result<u64, rusqlite::Error> {
-    let first = uint(row, 0)?;
-    let who = parsed(row, 2, Who::parse)?;
-    let from = match row.get_ref(3)?.as_str_or_null()? {
-        None => None,
-        Some(_) => Some(parsed(row, 3, |text| text.parse::<IpAddr>().ok())?),
-    };
-    let (at, origin) = (time(row, 1)?, Origin { who, from });
-    let sequence = match row.get::<_, Option<i64>>(5)? {
-        None => None,
-        Some(_) => Some(uint(row, 5)?),
-    };
-    let subject = row.get_ref(7)?.as_blob_or_null()?.unwrap_or_default();
-    if row.get_ref(4)?.as_str()? != CONTACTS {
-        if first > after {
-            entries.push(Entry {
-                number: first,
-                at,
-                origin,
-                action: parsed(row, 4, Action::parse)?,
-                subject: Subject {
-                    service: subject.try_into().ok().map(ServiceId::from_bytes),
-                    token: subject.try_into().ok().map(TokenId::from_bytes),
-                    app: row.get::<_, Option<[u8; 16]>>(6)?.map(AppId::from_bytes),
-                    contact: None,
-                    sequence,
-                    target: row.get(8)?,
-                    reason: row.get(9)?,
-                },
-            });
-        }
-        return Ok(first);
-    }
-    let mut sequence = sequence.unwrap_or_default();
-    let mut number = first;
-    for (at_place, change) in subject.chunks_exact(CHANGE_BYTES).enumerate() {
-        number = first + at_place as u64;
-        sequence += u64::from(change[0] >> 2);
-        let code = i64::from(change[0] & 3);
-        let action = EventKind::from_code(code)
-            .map(Action::from)
-            .ok_or(rusqlite::Error::IntegralValueOutOfRange(7, code))?;
-        if number <= after || wanted.is_some_and(|wanted| wanted != action) {
-            continue;
-        }
-        let contact = change[1..].try_into().ok().map(ContactId::from_bytes);
-        let subject = Subject { contact, sequence: Some(sequence), ..Subject::default() };
-        entries.push(Entry { number, at, origin, action, subject });
-        if entries.len() == limit {
-            break;
-        }
-    }
-    Ok(number)
-}
-
-/// A text that is read by one of our own readers.
-fn parsed<T>(
-    row: &Row<'_>,
-    column: usize,
-    read: impl Fn(&str) -> Option<T>,
-) -> Result<T, rusqlite::Error> {
-    let text = row.get_ref(column)?.as_str()?;
-    read(text).ok_or_else(|| {
-        rusqlite::Error::InvalidColumnType(
-            column,
-            "a text of the audit log".to_owned(),
-            rusqlite::types::Type::Text,
-        )
-    })
 }
 
 /// What one slice over the audit logs did.

@@ -38,7 +38,8 @@ fn contact(number: u64) -> ContactId {
 }
 
 fn write(connection: &Connection, audit: Audit, millis: i64) {
-    audit.write(connection, &mut Services::default(), Timestamp::from_millis(millis)).unwrap();
+    super::write(audit, connection, &mut Services::default(), Timestamp::from_millis(millis))
+        .unwrap();
 }
 
 /// One group with these changes of contacts.

@@ -143,6 +143,7 @@ fn lane_of(row: &Row<'_>) -> Result<LaneRow, rusqlite::Error> {
         bitmap: row.get(9)?,
         failing: failing_of(row)?,
         held: Vec::new(),
+        epoch: 0,
     })
 }
 

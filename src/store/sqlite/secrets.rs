@@ -6,7 +6,7 @@
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, ffi, params};
 
-use super::audit::Audit;
+use super::audit;
 use super::events::{int, time_or_none, uint};
 use super::key_file::unusable;
 use super::services::Services;
@@ -19,6 +19,7 @@ use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::{
     SIGNING_SECRET_BYTES, SIGNING_SECRETS_MAX, SigningSecret, StoredSecret,
 };
+use crate::store::audit_rows::Audit;
 use crate::store::keyring::{KeyId, Keyring, SecretPlace};
 use crate::store::{ChangedSecrets, Error};
 
@@ -296,7 +297,7 @@ pub(super) fn replace_lost(
             .map_err(failed)?;
     }
     let mut replaced = 0;
-    let mut audit = Audit::default();
+    let mut noted = Audit::default();
     for mut place in apps {
         let key = params![place.service.as_bytes(), place.app.as_bytes()];
         let there = tx
@@ -316,13 +317,13 @@ pub(super) fn replace_lost(
             Ok(()) => {
                 replaced += 1;
                 let subject = Subject { app: Some(place.app), ..Subject::default() };
-                audit.note(place.service, Origin::LOCAL, Action::SecretRotate, subject);
+                noted.note(place.service, Origin::LOCAL, Action::SecretRotate, subject);
             }
             Err(Stop::Refused(error)) => return Err(error),
             Err(Stop::Failed(error)) => return Err(failed(error)),
         }
     }
-    audit.write(&tx, &mut Services::default(), now).map_err(failed)?;
+    audit::write(noted, &tx, &mut Services::default(), now).map_err(failed)?;
     tx.commit().map_err(failed)?;
     Ok(replaced)
 }
@@ -333,10 +334,10 @@ pub(super) fn replace_lost(
 ///
 /// The file cannot be written.
 pub(super) fn note_rotation(connection: &mut Connection, now: Timestamp) -> Result<(), Error> {
-    let mut audit = Audit::default();
-    audit.note(SERVER, Origin::LOCAL, Action::KeyRotate, Subject::default());
+    let mut noted = Audit::default();
+    noted.note(SERVER, Origin::LOCAL, Action::KeyRotate, Subject::default());
     let written = connection.transaction().and_then(|tx| {
-        audit.write(&tx, &mut Services::default(), now)?;
+        audit::write(noted, &tx, &mut Services::default(), now)?;
         tx.commit()
     });
     written.map_err(|error| unavailable(&error))

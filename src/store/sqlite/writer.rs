@@ -13,17 +13,17 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::audit::Audit;
 use super::emails::Emails;
 use super::pool::Pool;
 use super::retention::Retention;
 use super::services::Services;
 use super::upkeep::Upkeep;
-use super::{contacts, deliveries, open_writer, progress, secrets, subscriptions, tenancy};
+use super::{audit, contacts, deliveries, open_writer, progress, secrets, subscriptions, tenancy};
 use crate::domain::audit::{Action, Origin, SERVER, Subject};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::id::{AppId, IdMaker, ServiceId};
 use crate::domain::tenancy::TokenHash;
+use crate::store::audit_rows::Audit;
 use crate::store::command::{Command, ContactAnswer, ContactChange, Reply};
 use crate::store::keyring::Keyring;
 use crate::store::queue::{Caller, Group, Queue, RecordListener, Taken};
@@ -527,9 +527,8 @@ fn transact(
     if let Some(failure) = failure {
         return Err(failure);
     }
-    let (audit, commit) = (change.audit, change.commit);
-    audit
-        .write(connection, services, now)
+    let (noted, commit) = (change.audit, change.commit);
+    audit::write(noted, connection, services, now)
         .map_err(|error| Failure { error, during: "audit log" })?;
     emails.merge(connection).map_err(|error| Failure { error, during: "e-mails" })?;
     services.write(connection).map_err(|error| Failure { error, during: "heads" })?;

@@ -1,0 +1,2 @@
+-- The embedded store replaces its index of e-mails here. PostgreSQL keeps the unique index of `contacts`: its shared
+-- buffers and checkpoints spread the random pages that cost the embedded store its speed.

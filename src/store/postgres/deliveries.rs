@@ -1,0 +1,1 @@
+//! Deliveries one by one: what has failed or was given up, and sending again.

@@ -1,0 +1,1 @@
+//! The event log: appended by the writer, read in order.

@@ -1,0 +1,1 @@
+//! Signing secrets: sealed in their rows, opened by those who read them.

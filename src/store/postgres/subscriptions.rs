@@ -1,0 +1,1 @@
+//! Subscriptions: what the app wishes, stored by ticket; and where each stands.
