@@ -27,6 +27,7 @@ mod service;
 mod settings_flags;
 mod staff;
 mod staff_fields;
+mod store_setting;
 mod subscription;
 mod table;
 

@@ -16,6 +16,7 @@ mod secrets;
 mod subscriptions;
 mod tenancy;
 
+pub use self::connect::Target;
 use crate::store::Error;
 
 /// Why a statement failed, without what it was about: PostgreSQL's details name values of rows.
