@@ -7,6 +7,7 @@ mod audit;
 mod change;
 mod connect;
 mod contacts;
+pub mod copying;
 mod deliveries;
 mod events;
 mod migrate;
