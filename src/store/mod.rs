@@ -16,6 +16,8 @@ pub mod postgres;
 pub mod queue;
 pub mod rows;
 pub mod sqlite;
+mod standing;
+mod wish;
 
 use std::future::Future;
 use std::pin::Pin;

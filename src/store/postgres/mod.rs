@@ -13,7 +13,9 @@ mod events;
 mod migrate;
 mod ownership;
 mod progress;
+mod reader;
 mod secrets;
+mod session;
 mod subscriptions;
 mod tenancy;
 
