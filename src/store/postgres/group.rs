@@ -289,14 +289,15 @@ fn take_row(found: &mut ReadRows, reading: Reading, row: &Row) -> Result<(), Err
             found.progress.insert(key, progress);
         }
         Reading::Contacts => {
-            let service = service_at(row)?;
-            let contact = super::contacts::contact_of(row, 1)?;
+            let service = ServiceId::from_uuid(column(row, 5)?);
+            let contact = super::contacts::contact_of(row)?;
+            let key = (service, contact.id);
             let state = ContactState {
                 stored: Some(contact.clone()),
                 email: column(row, 6)?,
                 now: Some(contact),
             };
-            overlay.contacts.insert((service, state_id(&state)), state);
+            overlay.contacts.insert(key, state);
         }
         Reading::Emails => {
             let key = (service_at(row)?, column(row, 1)?);
@@ -323,10 +324,6 @@ fn take_row(found: &mut ReadRows, reading: Reading, row: &Row) -> Result<(), Err
         }
     }
     Ok(())
-}
-
-fn state_id(state: &ContactState) -> ContactId {
-    state.stored.as_ref().map_or(ContactId::from_bytes([0; 16]), |contact| contact.id)
 }
 
 /// Reads on where a long run of numbers that callers chose stands in the way of a free one.

@@ -1,6 +1,7 @@
 //! The statements of the group commit, prepared once for each writer connection.
 
 use deadpool_postgres::ClientWrapper;
+use futures_util::future::try_join_all;
 use tokio_postgres::Statement;
 
 /// What a group locks and reads, in the order in which it is sent.
@@ -36,7 +37,7 @@ const READING: [(Reading, &str); 9] = [
     ),
     (
         Reading::Contacts,
-        "SELECT c.service, c.contact, c.version, c.created_at, c.updated_at, c.fields, c.email \
+        "SELECT c.contact, c.version, c.created_at, c.updated_at, c.fields, c.service, c.email \
          FROM unnest($1::uuid[], $2::uuid[]) AS k (service, contact) \
          JOIN contacts c ON c.service = k.service AND c.contact = k.contact",
     ),
@@ -225,18 +226,16 @@ pub(super) struct Statements {
 impl Statements {
     /// Prepares the connection.
     pub(super) async fn prepare(client: &ClientWrapper) -> Result<Self, tokio_postgres::Error> {
-        client.batch_execute(SESSION).await?;
-        let group = client
-            .prepare("INSERT INTO groups (id, at) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-            .await?;
-        let mut reading = Vec::with_capacity(READING.len());
-        for (_, sql) in READING {
-            reading.push(client.prepare(sql).await?);
-        }
-        let mut writing = Vec::with_capacity(WRITING.len());
-        for (_, sql) in WRITING {
-            writing.push(client.prepare(sql).await?);
-        }
+        let group = "INSERT INTO groups (id, at) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+        // In one round trip: a connection that was lost is soon replaced.
+        let prepare = |sql: &'static str| Box::pin(client.prepare(sql));
+        let (session, group, reading, writing) = futures_util::try_join!(
+            client.batch_execute(SESSION),
+            client.prepare(group),
+            try_join_all(READING.iter().map(|(_, sql)| prepare(sql))),
+            try_join_all(WRITING.iter().map(|(_, sql)| prepare(sql))),
+        )?;
+        let () = session;
         Ok(Self { group, reading, writing })
     }
 

@@ -180,6 +180,8 @@ async fn proxy(upstream: String, cut: Arc<AtomicU8>, cuts: Arc<AtomicUsize>) -> 
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
             let server = TcpStream::connect(&upstream).await.unwrap();
+            client.set_nodelay(true).unwrap();
+            server.set_nodelay(true).unwrap();
             let (cut, cuts) = (Arc::clone(&cut), Arc::clone(&cuts));
             tokio::spawn(async move {
                 let (mut from_client, mut to_client) = client.into_split();
@@ -253,7 +255,8 @@ async fn a_connection_cut_around_a_commit_loses_and_doubles_nothing() {
         async move {
             for number in 0_u8.. {
                 cut.store(if number % 2 == 0 { CUT_BEHIND } else { CUT_BEFORE }, Ordering::SeqCst);
-                tokio::time::sleep(std::time::Duration::from_millis(40)).await;
+                // Longer than a group takes that is made again: else every commit would be cut.
+                tokio::time::sleep(std::time::Duration::from_millis(60)).await;
             }
         }
     });

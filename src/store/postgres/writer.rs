@@ -9,7 +9,7 @@
 //! What can be made again is made again for [`PATIENCE`]; then everyone in the group is told that the outcome is unknown,
 //! and what is held in memory is read anew once the database is back.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use super::group::{self, Setting, Work};
 use super::ownership::Ownership;
 use super::reader::Broken;
 use super::statements::Statements;
-use super::{audit, commands, tenancy, why};
+use super::{audit, commands, copying, tenancy, why};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::id::IdMaker;
 use crate::domain::tenancy::TokenHash;
@@ -40,7 +40,7 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// that is away, shorter answers 503 while one is restarted or changes hands.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Wait between two tries.
-const RETRY_WAIT: Duration = Duration::from_millis(50);
+const RETRY_WAIT: Duration = Duration::from_millis(20);
 /// While the database stays away: wait between two tries, and how long groups are refused at once in between.
 const AWAY_WAIT: Duration = Duration::from_millis(200);
 /// Longest wait for the first half of a group. Locks are waited for at most 5 s by the server; beyond this the way to it
@@ -135,6 +135,7 @@ impl Link {
         };
         let client =
             target.connect(heard).await.map_err(|error| Failure::Lost(error.to_string()))?;
+        copying::enter(&client).await.map_err(|error| Failure::Lost(error.to_string()))?;
         let statements = Statements::prepare(&client).await.map_err(Failure::before_commit)?;
         Ok(Self { client, statements, warned })
     }
@@ -305,7 +306,7 @@ impl Writer {
             self.failed_at = self.clock.moment();
             let since = *self.failing_since.get_or_insert(now);
             if self.failed_at.since(since) >= PATIENCE {
-                if self.broken.set(Some(text.clone())) {
+                if set_broken(&self.broken, Some(text.clone())) {
                     tracing::error!(error = text, "store failed in a group");
                 }
                 self.in_doubt |= doubtful.is_some();
@@ -390,7 +391,7 @@ impl Writer {
     /// Something succeeded: who reads may go on, and what was in doubt is read anew.
     fn recovered(&mut self) {
         self.failing_since = None;
-        if self.broken.set(None) {
+        if set_broken(&self.broken, None) {
             tracing::info!("store writes again");
         }
         if std::mem::take(&mut self.in_doubt) {
@@ -405,6 +406,14 @@ impl Writer {
             drop(self.work(&Job::TokenUses(Vec::new())).await);
         }
     }
+}
+
+/// Says what readers answer to whether all is well; gives whether that is new.
+fn set_broken(broken: &Broken, reason: Option<String>) -> bool {
+    let mut place = broken.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_new = place.is_some() != reason.is_some();
+    *place = reason;
+    is_new
 }
 
 /// What became of a commit that was sent.
