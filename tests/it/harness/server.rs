@@ -315,9 +315,9 @@ impl TestServer {
         self.process.kill();
     }
 
-    /// SIGSTOP: it does nothing any more, and closes nothing.
+    /// SIGSTOP: when this returns it does nothing any more, and it has closed nothing.
     pub(crate) fn pause(&self) {
-        self.process.signal(rustix::process::Signal::STOP);
+        self.process.pause();
     }
 
     /// SIGCONT: it goes on where it was.
