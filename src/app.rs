@@ -29,8 +29,11 @@ use crate::http::Http;
 use crate::http::auth::AdminSetting;
 use crate::http::places::Places;
 use crate::http::tls::Tls;
+use crate::store::copy::Side;
 use crate::store::keyring::{Key, KeyId, Keyring};
 use crate::store::postgres::Target;
+use crate::store::postgres::copying::PostgresSide;
+use crate::store::sqlite::copying::SqliteSide;
 use crate::store::sqlite::retention::Retention;
 use crate::store::sqlite::{Embedded, Keys};
 use crate::store::{self, Store};
@@ -541,6 +544,56 @@ fn no_data_in(data_dir: &Path) -> anyhow::Error {
         "there is no Rollcall data in {data_dir}; with PostgreSQL there never is, set ROLLCALL_STORE or ROLLCALL_STORE_FILE to be \
          told what to do then"
     )
+}
+
+pub use crate::store::copy::{Copied, Phase as CopyPhase, Progress as CopyProgress};
+
+/// What a copy of a store has done.
+#[derive(Debug)]
+pub struct CopiedStore {
+    /// The tables.
+    pub tables: Vec<Copied>,
+    /// What is to be done now.
+    pub next: &'static str,
+}
+
+/// Copies everything from one store to another; each is a data directory or a connection URL.
+///
+/// # Errors
+///
+/// A store is in use or cannot be opened, the target is not empty, or both differ in the end.
+pub async fn copy_store(
+    from: &str,
+    to: &str,
+    report: &mut (dyn FnMut(CopyProgress) + Send),
+) -> anyhow::Result<CopiedStore> {
+    if !is_url(from) && !Embedded::exists(Path::new(from)) {
+        bail!("there is no Rollcall data in {from}");
+    }
+    let mut source = open_side(from).await.context("cannot open the source")?;
+    let mut target = open_side(to).await.context("cannot open the target")?;
+    let tables = store::copy::copy(&mut source, &mut target, report).await?;
+    let next = match (is_url(from), is_url(to)) {
+        (false, true) => {
+            "give every node the keys of secret.key in the source's directory, as secret_key or secret_key_file"
+        }
+        (true, false) => "give the server the nodes' secret_key or secret_key_file",
+        (false, false) => "move secret.key into the target's directory, when the source has one",
+        (true, true) => "the nodes keep their secret_key",
+    };
+    Ok(CopiedStore { tables, next })
+}
+
+fn is_url(store: &str) -> bool {
+    store.starts_with("postgres://") || store.starts_with("postgresql://")
+}
+
+async fn open_side(store: &str) -> anyhow::Result<Side> {
+    if is_url(store) {
+        let target = Target::parse(store).map_err(|rule| anyhow!("the connection URL {rule}"))?;
+        return Ok(Side::Postgres(PostgresSide::open(&target).await?));
+    }
+    Ok(Side::Sqlite(SqliteSide::open(Path::new(store))?))
 }
 
 /// A new key in text, for the settings `secret_key` and `secret_key_file`.

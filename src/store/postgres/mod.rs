@@ -7,12 +7,15 @@ mod audit;
 mod change;
 mod connect;
 mod contacts;
+pub mod copying;
 mod deliveries;
 mod events;
 mod migrate;
 mod ownership;
 mod progress;
+mod reader;
 mod secrets;
+mod session;
 mod subscriptions;
 mod tenancy;
 
