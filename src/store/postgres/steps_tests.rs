@@ -114,23 +114,33 @@ async fn two_nodes_change_the_same_contacts_and_emails_at_once() {
     database.drop().await;
 }
 
+/// With more than two, several wait in the middle of taking their locks when one commits.
+const NODES: usize = 4;
+/// So many that taking their locks takes a while.
+const SERVICES: usize = 64;
+const ROUNDS: u64 = 20;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn services_in_opposite_orders_never_lock_each_other_out() {
     let database = Database::make().await;
-    let (one, two) = (open_alone(&database).await, open_alone(&database).await);
+    let mut nodes = Vec::new();
+    for _ in 0..NODES {
+        nodes.push(open_alone(&database).await);
+    }
+    let one = nodes[0].store.clone();
     let mut services = Vec::new();
-    for _ in 0..8 {
-        services.push(one.store.write.create_service("Service".to_owned()).await.unwrap().id);
+    for _ in 0..SERVICES {
+        services.push(one.write.create_service("Service".to_owned()).await.unwrap().id);
     }
     let mut tasks = Vec::new();
-    for worker in 0_usize..32 {
-        let store = if worker % 2 == 0 { one.store.clone() } else { two.store.clone() };
+    for worker in 0_usize..8 {
+        let store = nodes[worker % NODES].store.clone();
         let mut services = services.clone();
         if worker % 2 == 0 {
             services.reverse();
         }
         tasks.push(tokio::spawn(async move {
-            for round in 0..20 {
+            for round in 0..ROUNDS {
                 // All at once, so that the groups of both nodes take up many services in these orders.
                 let changes = services.iter().enumerate().map(|(at, service)| {
                     let email = format!("c{worker}-{round}-{at}@example.org");
@@ -149,7 +159,7 @@ async fn services_in_opposite_orders_never_lock_each_other_out() {
     }
 
     for service in services {
-        assert_eq!(one.store.read.list_log(service, 0, 1).await.unwrap().unwrap().newest, 640);
+        assert_eq!(one.read.list_log(service, 0, 1).await.unwrap().unwrap().newest, 8 * ROUNDS);
     }
     let client = database.target().connect_plain().await.unwrap();
     let row = client
@@ -161,8 +171,9 @@ async fn services_in_opposite_orders_never_lock_each_other_out() {
         .unwrap();
     assert_eq!(row.get::<_, i64>(0), 0);
     drop(client);
-    one.close().await;
-    two.close().await;
+    for node in nodes {
+        node.close().await;
+    }
     database.drop().await;
 }
 
