@@ -5,6 +5,7 @@
 
 mod audit;
 mod change;
+mod commands;
 mod connect;
 mod contacts;
 mod deliveries;
@@ -17,6 +18,8 @@ mod secrets;
 mod session;
 mod subscriptions;
 mod tenancy;
+#[cfg(test)]
+mod test_database;
 
 use crate::store::Error;
 
