@@ -2,9 +2,11 @@
 //! removes them.
 
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
-use super::change::{Stop, column, int, time, uint, uint_or_none};
-use super::session::{Session, query, query_opt};
+use super::change::{Change, Stop, column, int, time, uint, uint_or_none};
+use super::session::{Session, execute, query, query_opt};
 use crate::domain::audit::SERVER;
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
@@ -16,6 +18,80 @@ use crate::store::rows::{AuditPage, AuditQuery};
 const PAGE_ROWS_MAX: usize = 5_000;
 /// Rows that are read at once: 3 MB of the largest. Fewer take more turns with the server.
 const READ_ROWS: i64 = 200;
+
+/// Numbers and writes what was noted. Only the transaction that has locked a service's row may give numbers of it;
+/// those of the server come last, because its counts are locked behind all services.
+pub(super) async fn write_all(change: &mut Change<'_>) -> Result<(), Stop> {
+    let mut noted = std::mem::take(&mut change.audit).into_pending();
+    noted.sort_by_key(|pending| pending.service() == SERVER);
+    let mut rows = Vec::with_capacity(noted.len());
+    for pending in noted {
+        let (service, entries) = (pending.service(), pending.entries());
+        let (first, at) = take_numbers(change, service, entries).await?;
+        rows.push(pending.into_row(first, at));
+    }
+    insert_rows(change.client, &rows).await?;
+    Ok(())
+}
+
+/// The first of so many numbers of a service, and the time of its entries: never earlier than the entry before.
+async fn take_numbers(
+    change: &Change<'_>,
+    service: ServiceId,
+    entries: u64,
+) -> Result<(u64, Timestamp), Stop> {
+    let (entries, now) = (int(entries), change.now.millis());
+    let missing = || Error::Internal("the counts of the audit log are missing".to_owned());
+    let (head, at) = if service == SERVER {
+        let add =
+            "UPDATE counts SET count = count + $1 WHERE name = 'server_audit' RETURNING count";
+        let head = change.query_opt(add, &[&entries]).await?.ok_or_else(missing)?;
+        let move_on = "UPDATE counts SET count = greatest(count, $1) \
+             WHERE name = 'server_audit_at' RETURNING count";
+        let at = change.query_opt(move_on, &[&now]).await?.ok_or_else(missing)?;
+        (uint(&head, 0)?, time(&at, 0)?)
+    } else {
+        // Also when this transaction has hidden it.
+        let add = "UPDATE services SET audit_head = audit_head + $2, audit_at = greatest(audit_at, $3) \
+             WHERE service = $1 RETURNING audit_head, audit_at";
+        let row = change.query_opt(add, &[&service.uuid(), &entries, &now]).await?;
+        let row = row.ok_or_else(missing)?;
+        (uint(&row, 0)?, time(&row, 1)?)
+    };
+    Ok((head - u64::try_from(entries).unwrap_or_default() + 1, at))
+}
+
+/// Writes rows that have their numbers, all in one statement.
+pub(super) async fn insert_rows<S: Session>(
+    session: &S,
+    rows: &[AuditRow],
+) -> Result<(), tokio_postgres::Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let services: Vec<Uuid> = rows.iter().map(|row| row.service.uuid()).collect();
+    let firsts: Vec<i64> = rows.iter().map(|row| int(row.first)).collect();
+    let entries: Vec<i64> = rows.iter().map(|row| int(row.entries)).collect();
+    let times: Vec<i64> = rows.iter().map(|row| row.at.millis()).collect();
+    let who: Vec<&str> = rows.iter().map(|row| row.who.as_str()).collect();
+    let addresses: Vec<Option<&str>> = rows.iter().map(|row| row.address.as_deref()).collect();
+    let actions: Vec<&str> = rows.iter().map(|row| row.action.as_str()).collect();
+    let sequences: Vec<Option<i64>> = rows.iter().map(|row| row.sequence.map(int)).collect();
+    let apps: Vec<Option<Uuid>> = rows.iter().map(|row| row.app.map(AppId::uuid)).collect();
+    let subjects: Vec<Option<&[u8]>> = rows.iter().map(|row| row.subject.as_deref()).collect();
+    let targets: Vec<Option<&str>> = rows.iter().map(|row| row.target.as_deref()).collect();
+    let reasons: Vec<Option<&str>> = rows.iter().map(|row| row.reason.as_deref()).collect();
+    let sql = "INSERT INTO audit (service, first, entries, at, who, address, action, sequence, app, \
+         subject, target, reason) SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], \
+         $4::bigint[], $5::text[], $6::text[], $7::text[], $8::bigint[], $9::uuid[], $10::bytea[], \
+         $11::text[], $12::text[])";
+    let params: [&(dyn ToSql + Sync); 12] = [
+        &services, &firsts, &entries, &times, &who, &addresses, &actions, &sequences, &apps,
+        &subjects, &targets, &reasons,
+    ];
+    execute(session, sql, &params).await?;
+    Ok(())
+}
 
 fn row_of(service: ServiceId, row: &Row) -> Result<AuditRow, Error> {
     Ok(AuditRow {

@@ -7,7 +7,7 @@ use deadpool_postgres::ClientWrapper;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::session::{execute, query, query_opt};
+use super::session::{Session, execute, query, query_opt};
 use super::unavailable;
 use crate::domain::audit::{Action, Origin, Subject};
 use crate::domain::clock::Timestamp;
@@ -118,6 +118,41 @@ impl Change<'_> {
     ) -> Result<Option<Row>, tokio_postgres::Error> {
         query_opt(self.client, sql, params).await
     }
+}
+
+/// Counts up what other nodes look at to hear of changes, in the order of its names: the last statement of a transaction,
+/// behind that of the [audit log](super::audit::write_all).
+pub(super) async fn count_changes(change: &Change<'_>) -> Result<(), Stop> {
+    let mut shards = change.shards.clone();
+    for service in &change.commit.hidden {
+        let sql = "SELECT app FROM subscriptions WHERE service = $1 AND enabled = 1";
+        for row in change.query(sql, &[&service.uuid()]).await? {
+            shards.insert(shard_of(AppId::from_uuid(column(&row, 0)?)));
+        }
+    }
+    count(change.client, &shards, change.commit.tenancy).await?;
+    Ok(())
+}
+
+/// As [`count_changes`], for these shards, and for services, apps and tokens.
+pub(super) async fn count<S: Session>(
+    session: &S,
+    shards: &BTreeSet<Shard>,
+    tenancy: bool,
+) -> Result<(), tokio_postgres::Error> {
+    let mut names: Vec<String> = shards.iter().map(|shard| format!("shard/{shard}")).collect();
+    if tenancy {
+        names.push("tenancy".to_owned());
+    }
+    if names.len() > 1 {
+        let lock = "SELECT 1 FROM counts WHERE name = ANY($1) ORDER BY name FOR NO KEY UPDATE";
+        query(session, lock, &[&names]).await?;
+    }
+    if !names.is_empty() {
+        let add = "UPDATE counts SET count = count + 1 WHERE name = ANY($1)";
+        execute(session, add, &[&names]).await?;
+    }
+    Ok(())
 }
 
 /// A number as PostgreSQL keeps it; ours never reach the sign bit.

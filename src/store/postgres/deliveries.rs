@@ -1,31 +1,33 @@
 //! Deliveries one by one: what has failed or was given up, and sending again.
+//!
+//! A redelivery and a replay begin a generation: a result that is not recorded yet belongs to the one before and
+//! changes nothing, so what was to be sent again is sent again whatever was on its way at that moment.
 
 use tokio_postgres::Row;
 
-use super::change::{Stop, column, int, time, uint, uint_or_none, uint32};
+use super::change::{Change, LockedService, Stop, column, int, time, uint, uint_or_none, uint32};
 use super::events::{self, event_of, find_event};
-use super::session::{Session, query, query_opt};
+use super::progress;
+use super::session::{Session, execute, query, query_opt};
 use super::subscriptions::{JOINED, enabled_of};
-use crate::domain::id::{AppId, ServiceId};
+use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::subscription::Enabled;
 use crate::store::Error;
 use crate::store::rows::{
     DeliveryQuery, DeliveryRow, DeliveryState, FailedAttempt, LATER_EVENTS_MAX, LaterEvents,
-    done_of,
+    ReplayFrom, Replayed, done_of,
 };
-use crate::store::standing::Standing;
+use crate::store::standing::{Standing, check_in_log, check_room};
 
-/// Where a subscription stands; `None` when the app never subscribed. Locks the row of its progress when `lock` says so
-/// (`FOR UPDATE OF p`).
+/// Where a subscription stands; `None` when the app never subscribed.
 async fn find_standing<S: Session>(
     session: &S,
     service: ServiceId,
     app: AppId,
-    lock: &str,
 ) -> Result<Option<Standing>, Stop> {
     let sql = format!(
         "SELECT s.enabled, p.cursor, p.bitmap, p.since FROM {JOINED} \
-         WHERE s.service = $1 AND s.app = $2 {lock}"
+         WHERE s.service = $1 AND s.app = $2"
     );
     let Some(row) = query_opt(session, &sql, &[&service.uuid(), &app.uuid()]).await? else {
         return Ok(None);
@@ -125,7 +127,7 @@ pub(super) async fn find_delivery<S: Session>(
     app: AppId,
     sequence: u64,
 ) -> Result<Option<DeliveryRow>, Stop> {
-    let Some(standing) = find_standing(session, service, app, "").await? else { return Ok(None) };
+    let Some(standing) = find_standing(session, service, app).await? else { return Ok(None) };
     if standing.enabled == Enabled::No {
         return Ok(None);
     }
@@ -166,4 +168,144 @@ pub(super) async fn list_later_events<S: Session>(
         later.sequences.extend(uint_or_none(row, 1)?);
     }
     Ok(later)
+}
+
+/// The subscription's standing, if it sends at all, and its service. Both rows are locked.
+async fn lock_standing(
+    change: &Change<'_>,
+    service: ServiceId,
+    app: AppId,
+) -> Result<(LockedService, Standing), Stop> {
+    let locked = change.lock_service(service).await?;
+    progress::lock(change, service, app).await?;
+    let standing = find_standing(change.client, service, app).await?.ok_or(Error::NotFound)?;
+    standing.check_sends()?;
+    Ok((locked, standing))
+}
+
+/// The numbers in the first column.
+fn numbers(rows: &[Row]) -> Result<Vec<u64>, Error> {
+    rows.iter().map(|row| uint(row, 0)).collect()
+}
+
+/// The held events of a contact, in order.
+async fn held_of(
+    change: &Change<'_>,
+    service: ServiceId,
+    app: AppId,
+    contact: ContactId,
+) -> Result<Vec<u64>, Stop> {
+    let sql = "SELECT sequence FROM held WHERE service = $1 AND app = $2 AND contact = $3 \
+         ORDER BY sequence";
+    let rows = change.query(sql, &[&service.uuid(), &app.uuid(), &contact.uuid()]).await?;
+    Ok(numbers(&rows)?)
+}
+
+pub(super) async fn redeliver(
+    change: &mut Change<'_>,
+    service: ServiceId,
+    app: AppId,
+    sequence: u64,
+    later: &LaterEvents,
+) -> Result<(), Stop> {
+    let (_, mut standing) = lock_standing(change, service, app).await?;
+    let event = find_event(change.client, service, sequence).await?.ok_or(Error::NotFound)?;
+    let (of_service, of_app, contact) = (service.uuid(), app.uuid(), event.contact.uuid());
+    let held = held_of(change, service, app, event.contact).await?;
+    let is_finished = |standing: &Standing, sequence: u64| {
+        standing.finished(sequence) && held.binary_search(&sequence).is_err()
+    };
+
+    if !is_finished(&standing, sequence) {
+        // Owed: its contact's first owed event becomes due. One that is not held is on its way already.
+        let Some(first) = held.first() else { return Ok(()) };
+        let sql = "UPDATE held SET due_at = $4 WHERE service = $1 AND app = $2 AND sequence = $3 \
+             AND due_at > $4";
+        let now = change.now.millis();
+        if change.execute(sql, &[&of_service, &of_app, &int(*first), &now]).await? > 0 {
+            begin_generation(change, service, app, &standing).await?;
+        }
+        return Ok(());
+    }
+
+    let sql = "SELECT count(*) FROM held WHERE service = $1 AND app = $2";
+    let count = change.query_opt(sql, &[&of_service, &of_app]).await?;
+    check_room(count.map_or(Ok(0), |row| uint(&row, 0))?)?;
+    // What came after the reader looked is little, and at the front.
+    let sql = "SELECT sequence FROM events WHERE service = $1 AND sequence > $2 AND contact = $3 \
+         ORDER BY sequence DESC LIMIT $4";
+    let (looked_at, most) = (int(later.head.max(sequence)), int(LATER_EVENTS_MAX as u64));
+    let rows = change.query(sql, &[&of_service, &looked_at, &contact, &most]).await?;
+    let mut candidates = numbers(&rows)?;
+    candidates.extend(&later.sequences);
+    let newest = candidates.into_iter().find(|candidate| is_finished(&standing, *candidate));
+    for again in [Some(sequence), newest].into_iter().flatten() {
+        let sql = "DELETE FROM exhausted WHERE service = $1 AND app = $2 AND sequence = $3 \
+             RETURNING attempts";
+        let exhausted = change.query_opt(sql, &[&of_service, &of_app, &int(again)]).await?;
+        let attempts = exhausted.map_or(Ok(0), |row| uint(&row, 0))?;
+        let sql = "INSERT INTO held (service, app, sequence, contact, retries_used, attempts, due_at) \
+             VALUES ($1, $2, $3, $4, 0, $5, $6)";
+        let now = change.now.millis();
+        change
+            .execute(sql, &[&of_service, &of_app, &int(again), &contact, &int(attempts), &now])
+            .await?;
+        standing.done.retain(|done| *done != again);
+    }
+    begin_generation(change, service, app, &standing).await?;
+    change.commit.again.push((service, app));
+    Ok(())
+}
+
+pub(super) async fn replay(
+    change: &mut Change<'_>,
+    service: ServiceId,
+    app: AppId,
+    from: ReplayFrom,
+) -> Result<Replayed, Stop> {
+    let (LockedService { head, floor }, mut standing) = lock_standing(change, service, app).await?;
+    let after = match from {
+        ReplayFrom::After(after) => check_in_log(after, head)?,
+        ReplayFrom::Since(time) => events::before_time(change.client, service, time, head).await?,
+    };
+    let from = after.max(floor);
+    let (of_service, of_app) = (service.uuid(), app.uuid());
+    for table in ["held", "exhausted"] {
+        let sql = format!("DELETE FROM {table} WHERE service = $1 AND app = $2 AND sequence > $3");
+        change.execute(&sql, &[&of_service, &of_app, &int(from)]).await?;
+    }
+    standing.set_back(from);
+    let sql = "UPDATE progress SET since = least(since, $3) WHERE service = $1 AND app = $2";
+    change.execute(sql, &[&of_service, &of_app, &int(from)]).await?;
+    if after < floor {
+        extend_gap(change.client, service, app, after + 1, floor).await?;
+    }
+    begin_generation(change, service, app, &standing).await?;
+    change.commit.again.push((service, app));
+    Ok(Replayed { after: from, newest: head })
+}
+
+/// Adds to the stored gap of a subscription.
+pub(super) async fn extend_gap<S: Session>(
+    session: &S,
+    service: ServiceId,
+    app: AppId,
+    from: u64,
+    to: u64,
+) -> Result<(), tokio_postgres::Error> {
+    let sql = "UPDATE progress SET gap_from = least(gap_from, $3), gap_to = greatest(gap_to, $4) \
+         WHERE service = $1 AND app = $2";
+    execute(session, sql, &[&service.uuid(), &app.uuid(), &int(from), &int(to)]).await?;
+    Ok(())
+}
+
+async fn begin_generation(
+    change: &mut Change<'_>,
+    service: ServiceId,
+    app: AppId,
+    standing: &Standing,
+) -> Result<(), Stop> {
+    progress::set(change.client, service, app, standing.cursor, &standing.done).await?;
+    change.subscription_changed(service, app);
+    Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod audit;
 mod change;
+mod commands;
 mod connect;
 mod contacts;
 pub mod copying;
@@ -18,6 +19,8 @@ mod secrets;
 mod session;
 mod subscriptions;
 mod tenancy;
+#[cfg(test)]
+mod test_database;
 
 pub use self::connect::Target;
 use crate::store::Error;

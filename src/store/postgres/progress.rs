@@ -7,16 +7,16 @@ use futures_util::TryStreamExt;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::change::{Stop, column, time, uint, uint32};
+use super::change::{Change, Stop, column, int, time, uint, uint32};
 use super::secrets;
-use super::session::{Session, query, query_opt, stream};
+use super::session::{Session, execute, query, query_opt, stream};
 use super::subscriptions::{COLUMNS, JOINED, failing_of, subscription_of};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::shard::{SHARDS, Shard, shard_of};
 use crate::store::Error;
 use crate::store::keyring::Keyring;
-use crate::store::rows::{HeldRow, LaneRow};
+use crate::store::rows::{HeldRow, LaneRow, bitmap_of};
 
 /// The columns that [`held_of`] reads, as the first ones of a query.
 const HELD: &str = "sequence, contact, retries_used, attempts, due_at";
@@ -141,5 +141,28 @@ async fn each_row<S: Session>(
     while let Some(row) = rows.try_next().await? {
         each(&row)?;
     }
+    Ok(())
+}
+
+/// Locks the row of a subscription's progress, if there is one, until the end of the transaction. Behind the service's
+/// row, and before anything of the subscription is read: what a statement reads that had to wait for a lock is older.
+pub(super) async fn lock(change: &Change<'_>, service: ServiceId, app: AppId) -> Result<(), Stop> {
+    let sql = "SELECT 1 FROM progress WHERE service = $1 AND app = $2 FOR UPDATE";
+    change.query(sql, &[&service.uuid(), &app.uuid()]).await?;
+    Ok(())
+}
+
+/// Moves a subscription to this place and begins a generation of it.
+pub(super) async fn set<S: Session>(
+    session: &S,
+    service: ServiceId,
+    app: AppId,
+    cursor: u64,
+    done: &[u64],
+) -> Result<(), tokio_postgres::Error> {
+    let sql = "UPDATE progress SET generation = generation + 1, cursor = $3, bitmap = $4 \
+         WHERE service = $1 AND app = $2";
+    let bitmap = bitmap_of(cursor, done);
+    execute(session, sql, &[&service.uuid(), &app.uuid(), &int(cursor), &bitmap]).await?;
     Ok(())
 }

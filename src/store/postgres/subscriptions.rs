@@ -3,13 +3,18 @@
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::change::{Stop, column, time, time_or_none, uint, uint_or_none, uint32};
+use super::change::{Change, Stop, column, int, time, time_or_none, uint, uint_or_none, uint32};
 use super::session::{Session, query_opt};
+use super::{progress, tenancy};
+use crate::domain::audit::{Subject, target_of};
+use crate::domain::clock::Timestamp;
 use crate::domain::event::Gap;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::{Enabled, Subscription};
 use crate::store::Error;
+use crate::store::command::SubscriptionWish;
 use crate::store::rows::{Failing, SubscriptionStatus};
+use crate::store::wish::{action_of, keeps_progress, wished};
 
 /// The columns that the functions below read, as the first ones of a query that calls the subscription `s` and its
 /// progress `p`.
@@ -97,4 +102,94 @@ pub(super) async fn get_status<S: Session>(
         failing: failing_of(&row)?,
         gap: gap.map(|(from, to)| Gap { from, to }),
     })
+}
+
+/// Stores a wish and begins a generation, unless a later ticket has stored.
+pub(super) async fn set_subscription(
+    change: &mut Change<'_>,
+    service: ServiceId,
+    app: AppId,
+    ticket: u64,
+    wish: &SubscriptionWish,
+) -> Result<Subscription, Stop> {
+    let head = change.lock_service(service).await?.head;
+    tenancy::check_app(change, service, app).await?;
+    progress::lock(change, service, app).await?;
+    let sql = format!("SELECT {COLUMNS} FROM {JOINED} WHERE s.service = $1 AND s.app = $2");
+    let before = match change.query_opt(&sql, &[&service.uuid(), &app.uuid()]).await? {
+        Some(row) if uint(&row, 12)? > ticket => return Err(Error::Superseded.into()),
+        Some(row) => Some(subscription_of(&row)?),
+        None => None,
+    };
+    let keeps = keeps_progress(before.as_ref(), wish);
+    let after = wished(change.now, service, app, before.as_ref(), wish);
+    if keeps {
+        go_on(change, &after).await?;
+    } else {
+        start_at(change, &after, head).await?;
+    }
+    write(change, &after, ticket).await?;
+    change.subscription_changed(service, app);
+    if let Some(action) = action_of(before.as_ref(), &after) {
+        let target = target_of(&after.url);
+        change.note(service, action, Subject { app: Some(app), target, ..Subject::default() });
+    }
+    Ok(after)
+}
+
+async fn write(change: &Change<'_>, after: &Subscription, ticket: u64) -> Result<(), Stop> {
+    let enabled = i16::try_from(after.enabled.code()).unwrap_or_default();
+    let sql = "INSERT INTO subscriptions \
+         (service, app, url, enabled, reason, ticket, verified_at, updated_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (service, app) DO UPDATE SET \
+         url = excluded.url, enabled = excluded.enabled, reason = excluded.reason, \
+         ticket = excluded.ticket, verified_at = excluded.verified_at, updated_at = excluded.updated_at";
+    let verified_at = after.verified_at.map(Timestamp::millis);
+    let (service, app, updated_at) =
+        (after.service.uuid(), after.app.uuid(), after.updated_at.millis());
+    let ticket = int(ticket);
+    change
+        .execute(
+            sql,
+            &[
+                &service,
+                &app,
+                &after.url,
+                &enabled,
+                &after.reason,
+                &ticket,
+                &verified_at,
+                &updated_at,
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Begins a generation at the same place: clears the failing clock and the gap, which the app has seen, and makes held
+/// deliveries due at once.
+async fn go_on(change: &Change<'_>, after: &Subscription) -> Result<(), Stop> {
+    let (service, app) = (after.service.uuid(), after.app.uuid());
+    let sql = "UPDATE progress SET generation = $3, failing_since = NULL, failing_attempts = 0, \
+         gap_from = NULL, gap_to = NULL WHERE service = $1 AND app = $2";
+    change.execute(sql, &[&service, &app, &int(after.generation)]).await?;
+    let sql = "UPDATE held SET due_at = $3 WHERE service = $1 AND app = $2 AND due_at > $3";
+    change.execute(sql, &[&service, &app, &change.now.millis()]).await?;
+    Ok(())
+}
+
+/// Begins a generation behind this event, and drops everything that was pending.
+async fn start_at(change: &Change<'_>, after: &Subscription, cursor: u64) -> Result<(), Stop> {
+    let (service, app) = (after.service.uuid(), after.app.uuid());
+    let sql = "INSERT INTO progress (service, app, generation, cursor, since, bitmap) \
+         VALUES ($1, $2, $3, $4, $4, ''::bytea) ON CONFLICT (service, app) DO UPDATE SET \
+         generation = excluded.generation, cursor = excluded.cursor, since = excluded.since, \
+         bitmap = excluded.bitmap, failing_since = NULL, failing_attempts = 0, failed_attempts = 0, \
+         gap_from = NULL, gap_to = NULL";
+    change.execute(sql, &[&service, &app, &int(after.generation), &int(cursor)]).await?;
+    for table in ["held", "exhausted", "failed_attempts"] {
+        let sql = format!("DELETE FROM {table} WHERE service = $1 AND app = $2");
+        change.execute(&sql, &[&service, &app]).await?;
+    }
+    Ok(())
 }
