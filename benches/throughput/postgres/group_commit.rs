@@ -56,7 +56,11 @@ pub(crate) async fn measure(url: &str, time: Duration) -> anyhow::Result<Measure
     }
     let per_second = waits.len() as f64 / began.elapsed().as_secs_f64();
     let head = postgres.store.read.list_heads().await?.first().map_or(0, |(_, head)| *head);
-    anyhow::ensure!(head == waits.len() as u64, "{} creates, but the log ends at {head}", waits.len());
+    anyhow::ensure!(
+        head == waits.len() as u64,
+        "{} creates, but the log ends at {head}",
+        waits.len()
+    );
     postgres.close().await;
     waits.sort_by(f64::total_cmp);
     let quantile = crate::measure::quantile;

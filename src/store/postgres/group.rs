@@ -14,8 +14,8 @@ use tokio_postgres::{Row, Statement};
 use uuid::Uuid;
 
 use super::change::{column, int, time, uint};
-use super::ownership::Ownership;
 use super::overlay::{ContactState, KeptAnswer, Making, Needs, Overlay, ServiceState, TAKEN_SPARE};
+use super::ownership::Ownership;
 use super::statements::{Reading, Statements, Writing};
 use super::writer::{Failure, Outcome};
 use crate::domain::audit::{Action, Origin, Subject};
@@ -165,7 +165,8 @@ async fn read(setting: Setting<'_>, group: Uuid, asked: &Asked) -> Result<ReadRo
     let taken_counts: Vec<i32> =
         free_counts.iter().map(|count| count.saturating_add(spare)).collect();
     let contacts = pairs(needs.contacts.iter().map(|(service, id)| (service.uuid(), id.uuid())));
-    let emails = pairs(needs.emails.iter().map(|(service, email)| (service.uuid(), email.as_str())));
+    let emails =
+        pairs(needs.emails.iter().map(|(service, email)| (service.uuid(), email.as_str())));
     let extensions = pairs(
         needs
             .extensions
@@ -176,8 +177,7 @@ async fn read(setting: Setting<'_>, group: Uuid, asked: &Asked) -> Result<ReadRo
     let key_apps: Vec<Uuid> = needs.keys.iter().map(|(_, app, _)| app.uuid()).collect();
     let key_texts: Vec<&str> = needs.keys.iter().map(|(.., key)| key.as_str()).collect();
     let keys_after = now.minus(IDEMPOTENCY_AGE).millis();
-    let progress =
-        pairs(asked.progress.iter().map(|(service, app)| (service.uuid(), app.uuid())));
+    let progress = pairs(asked.progress.iter().map(|(service, app)| (service.uuid(), app.uuid())));
 
     // In this order: the locks first.
     let all: [(Reading, bool, Params<'_>); 9] = [
@@ -213,11 +213,8 @@ async fn read(setting: Setting<'_>, group: Uuid, asked: &Asked) -> Result<ReadRo
     let (begun, rows) = futures_util::join!(begin, rows);
     begun?;
     let rows = rows.map_err(Failure::before_commit)?;
-    let mut found = ReadRows {
-        overlay: Overlay::default(),
-        shards: HashMap::new(),
-        progress: HashMap::new(),
-    };
+    let mut found =
+        ReadRows { overlay: Overlay::default(), shards: HashMap::new(), progress: HashMap::new() };
     for ((reading, _), rows) in queries.iter().zip(rows) {
         for row in rows {
             take_row(&mut found, *reading, &row).map_err(Failure::Broken)?;
@@ -607,7 +604,9 @@ impl Writes {
         }
         let moved: Vec<_> = updated
             .iter()
-            .filter(|(_, before, contact)| before.is_some() && *before != contact.fields.extension())
+            .filter(|(_, before, contact)| {
+                before.is_some() && *before != contact.fields.extension()
+            })
             .collect();
         if !moved.is_empty() {
             // Two contacts may have swapped their numbers: first all are given up.

@@ -226,7 +226,8 @@ impl Overlay {
         };
         if let (Some(key), ContactAnswer::Created(contact)) = (key, &answer) {
             let answer = contact.to_json();
-            let kept = KeptAnswer { request_hash: key.request_hash.to_vec(), answer: answer.clone() };
+            let kept =
+                KeptAnswer { request_hash: key.request_hash.to_vec(), answer: answer.clone() };
             self.answers.insert((service, key.app, key.key.clone()), kept);
             self.new_answers.push(NewAnswer { service, key: key.clone(), answer });
         }
@@ -255,8 +256,7 @@ impl Overlay {
         self.check_extension(service, &contact)?;
         self.emails.insert(place.clone(), Some(id));
         self.move_extension(service, id, None, contact.fields.extension());
-        let state =
-            ContactState { stored: None, now: Some(contact.clone()), email: place.1 };
+        let state = ContactState { stored: None, now: Some(contact.clone()), email: place.1 };
         self.contacts.insert((service, id), state);
         if let Some(row) = self.services.get_mut(&service) {
             row.contacts += 1;
@@ -274,7 +274,8 @@ impl Overlay {
         if_match: &IfMatch,
     ) -> Result<ContactAnswer, Error> {
         let current = self.current(service, id, if_match)?;
-        let Some(contact) = decide_edit(&current, patch, making.now).map_err(Error::Refused)? else {
+        let Some(contact) = decide_edit(&current, patch, making.now).map_err(Error::Refused)?
+        else {
             return Ok(ContactAnswer::Edited(Box::new(current)));
         };
         self.check_extension(service, &contact)?;

@@ -9,7 +9,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::tests::{Database, open_alone, open_at};
+use super::Target;
+use super::test_database::TestDatabase;
+use super::tests::{open_alone, open_at};
 use crate::domain::contact::{ContactPatch, Field};
 use crate::domain::event::EventKind;
 use crate::domain::id::{ContactId, ServiceId};
@@ -63,7 +65,7 @@ async fn check_log(store: &Store, service: ServiceId) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_change_the_same_contacts_and_emails_at_once() {
-    let database = Database::make().await;
+    let database = TestDatabase::new().await;
     let (one, two) = (open_alone(&database).await, open_alone(&database).await);
     let service = one.store.write.create_service("Service".to_owned()).await.unwrap().id;
     let changed = Arc::new(AtomicUsize::new(0));
@@ -111,7 +113,6 @@ async fn two_nodes_change_the_same_contacts_and_emails_at_once() {
     assert_eq!(check_log(&two.store, service).await, head);
     one.close().await;
     two.close().await;
-    database.drop().await;
 }
 
 /// With more than two, several wait in the middle of taking their locks when one commits.
@@ -122,7 +123,7 @@ const ROUNDS: u64 = 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn services_in_opposite_orders_never_lock_each_other_out() {
-    let database = Database::make().await;
+    let database = TestDatabase::new().await;
     let mut nodes = Vec::new();
     for _ in 0..NODES {
         nodes.push(open_alone(&database).await);
@@ -161,12 +162,9 @@ async fn services_in_opposite_orders_never_lock_each_other_out() {
     for service in services {
         assert_eq!(one.read.list_log(service, 0, 1).await.unwrap().unwrap().newest, 8 * ROUNDS);
     }
-    let client = database.target().connect_plain().await.unwrap();
+    let client = database.target.connect_plain().await.unwrap();
     let row = client
-        .query_one(
-            "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()",
-            &[],
-        )
+        .query_one("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()", &[])
         .await
         .unwrap();
     assert_eq!(row.get::<_, i64>(0), 0);
@@ -174,7 +172,6 @@ async fn services_in_opposite_orders_never_lock_each_other_out() {
     for node in nodes {
         node.close().await;
     }
-    database.drop().await;
 }
 
 /// Passes everything through until told to cut at the next commit.
@@ -234,13 +231,13 @@ async fn proxy(upstream: String, cut: Arc<AtomicU8>, cuts: Arc<AtomicUsize>) -> 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_cut_around_a_commit_loses_and_doubles_nothing() {
-    let database = Database::make().await;
-    let url = database.url();
+    let database = TestDatabase::new().await;
+    let url = database.url.clone();
     let (cut, cuts) = (Arc::new(AtomicU8::new(PASS)), Arc::new(AtomicUsize::new(0)));
     let host = url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
     let port = proxy(host.clone(), Arc::clone(&cut), Arc::clone(&cuts)).await;
     let through = url.replace(&host, &format!("127.0.0.1:{port}"));
-    let postgres = open_at(&through).await;
+    let postgres = open_at(&Target::parse(&through).unwrap()).await;
     let store = postgres.store.clone();
     let service = store.write.create_service("Service".to_owned()).await.unwrap().id;
 
@@ -281,5 +278,4 @@ async fn a_connection_cut_around_a_commit_loses_and_doubles_nothing() {
     assert_eq!(check_log(&store, service).await, 480);
     assert!(cuts.load(Ordering::SeqCst) >= 4, "{cuts:?}");
     postgres.close().await;
-    database.drop().await;
 }

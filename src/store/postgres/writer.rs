@@ -9,8 +9,8 @@
 //! What can be made again is made again for [`PATIENCE`]; then everyone in the group is told that the outcome is unknown,
 //! and what is held in memory is read anew once the database is back.
 
-use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
@@ -105,8 +105,9 @@ impl Failure {
     /// The commit itself failed.
     pub(super) fn in_commit(error: tokio_postgres::Error) -> Self {
         // A conflict that shows only now is a rollback. Whatever else comes back may follow a commit that happened here.
-        let conflict =
-            error.code().is_some_and(|code| ["40", "23"].iter().any(|it| code.code().starts_with(it)));
+        let conflict = error
+            .code()
+            .is_some_and(|code| ["40", "23"].iter().any(|it| code.code().starts_with(it)));
         if conflict { Self::before_commit(error) } else { Self::Unknown(why(&error)) }
     }
 }
@@ -235,6 +236,12 @@ impl Writer {
                 _ => rare.push(waiting),
             }
         }
+        if !uses.is_empty() {
+            uses.sort_unstable();
+            uses.dedup();
+            // Nobody waits for it, and the next use tells again.
+            drop(self.work(&Job::TokenUses(uses)).await);
+        }
         let records = group.records;
         if !records.is_empty() || !changes.is_empty() {
             let done = self.work(&Job::Group(Work { records: &records, changes: &changes })).await;
@@ -243,12 +250,6 @@ impl Writer {
         for waiting in rare {
             let done = self.work(&Job::Rare(&waiting)).await;
             self.answer(Vec::new(), vec![waiting], done);
-        }
-        if !uses.is_empty() {
-            uses.sort_unstable();
-            uses.dedup();
-            // Nobody waits for it, and the next use tells again.
-            drop(self.work(&Job::TokenUses(uses)).await);
         }
     }
 
@@ -484,7 +485,7 @@ async fn rare(
     let done = async {
         let reply = commands::run(&mut change, &waiting.command).await?;
         audit::write_all(&mut change).await?;
-        count_changes(&mut change).await?;
+        count_changes(&change).await?;
         Ok(reply)
     };
     match done.await {
