@@ -15,3 +15,16 @@ pub struct Page<T> {
     /// Where the next page starts; `None` after the last entry.
     pub next: Option<String>,
 }
+
+impl<T> Page<T> {
+    /// Of items that were asked for with one more than `limit`: cuts the one too many off and names where the next page
+    /// starts.
+    #[must_use]
+    pub fn cut(mut items: Vec<T>, limit: u32, id: impl Fn(&T) -> String) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let next = if more { items.last().map(id) } else { None };
+        Self { items, next }
+    }
+}

@@ -10,11 +10,14 @@ mod audit_rows;
 pub mod command;
 #[cfg(test)]
 pub mod conformance;
+pub mod copy;
 pub mod keyring;
 pub mod postgres;
 pub mod queue;
 pub mod rows;
 pub mod sqlite;
+mod standing;
+mod wish;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -7,6 +7,7 @@ use deadpool_postgres::ClientWrapper;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use super::session::{Session, execute, query, query_opt};
 use super::unavailable;
 use crate::domain::audit::{Action, Origin, Subject};
 use crate::domain::clock::Timestamp;
@@ -34,6 +35,15 @@ impl From<tokio_postgres::Error> for Stop {
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         Self::Refused(error)
+    }
+}
+
+impl From<Stop> for Error {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Refused(error) => error,
+            Stop::Failed(error) => unavailable(&error),
+        }
     }
 }
 
@@ -90,8 +100,7 @@ impl Change<'_> {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, tokio_postgres::Error> {
-        let statement = self.client.prepare_cached(sql).await?;
-        self.client.execute(&statement, params).await
+        execute(self.client, sql, params).await
     }
 
     pub(super) async fn query(
@@ -99,8 +108,7 @@ impl Change<'_> {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
-        let statement = self.client.prepare_cached(sql).await?;
-        self.client.query(&statement, params).await
+        query(self.client, sql, params).await
     }
 
     pub(super) async fn query_opt(
@@ -108,9 +116,43 @@ impl Change<'_> {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Option<Row>, tokio_postgres::Error> {
-        let statement = self.client.prepare_cached(sql).await?;
-        self.client.query_opt(&statement, params).await
+        query_opt(self.client, sql, params).await
     }
+}
+
+/// Counts up what other nodes look at to hear of changes, in the order of its names: the last statement of a transaction,
+/// behind that of the [audit log](super::audit::write_all).
+pub(super) async fn count_changes(change: &Change<'_>) -> Result<(), Stop> {
+    let mut shards = change.shards.clone();
+    for service in &change.commit.hidden {
+        let sql = "SELECT app FROM subscriptions WHERE service = $1 AND enabled = 1";
+        for row in change.query(sql, &[&service.uuid()]).await? {
+            shards.insert(shard_of(AppId::from_uuid(column(&row, 0)?)));
+        }
+    }
+    count(change.client, &shards, change.commit.tenancy).await?;
+    Ok(())
+}
+
+/// As [`count_changes`], for these shards, and for services, apps and tokens.
+pub(super) async fn count<S: Session>(
+    session: &S,
+    shards: &BTreeSet<Shard>,
+    tenancy: bool,
+) -> Result<(), tokio_postgres::Error> {
+    let mut names: Vec<String> = shards.iter().map(|shard| format!("shard/{shard}")).collect();
+    if tenancy {
+        names.push("tenancy".to_owned());
+    }
+    if names.len() > 1 {
+        let lock = "SELECT 1 FROM counts WHERE name = ANY($1) ORDER BY name FOR NO KEY UPDATE";
+        query(session, lock, &[&names]).await?;
+    }
+    if !names.is_empty() {
+        let add = "UPDATE counts SET count = count + 1 WHERE name = ANY($1)";
+        execute(session, add, &[&names]).await?;
+    }
+    Ok(())
 }
 
 /// A number as PostgreSQL keeps it; ours never reach the sign bit.
@@ -122,6 +164,18 @@ pub(super) fn int(number: u64) -> i64 {
 pub(super) fn uint(row: &Row, column: usize) -> Result<u64, Error> {
     let number: i64 = row.try_get(column).map_err(|error| unavailable(&error))?;
     u64::try_from(number).map_err(|_| Error::Internal(format!("a stored number is {number}")))
+}
+
+/// A stored number that fits into 32 bits.
+pub(super) fn uint32(row: &Row, column: usize) -> Result<u32, Error> {
+    let number = uint(row, column)?;
+    u32::try_from(number).map_err(|_| Error::Internal(format!("a stored number is {number}")))
+}
+
+/// A stored number that may be absent.
+pub(super) fn uint_or_none(row: &Row, column: usize) -> Result<Option<u64>, Error> {
+    let number: Option<i64> = self::column(row, column)?;
+    number.map(|_| uint(row, column)).transpose()
 }
 
 /// A stored time.

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::events::{int, time, uint};
 use super::services::Services;
-use crate::domain::audit::{Action, SERVER};
+use crate::domain::audit::SERVER;
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
 use crate::store::audit_rows::{Audit, AuditRow, CONTACTS};

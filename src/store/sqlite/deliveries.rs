@@ -10,19 +10,16 @@ use super::progress;
 use super::subscriptions::{select_one, subscription_of};
 use super::writer::{Change, Stop};
 use crate::domain::clock::Timestamp;
-use crate::domain::contact::FieldError;
 use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
-use crate::domain::subscription::{Enabled, HELD_MAX};
+use crate::domain::subscription::Enabled;
 use crate::store::Error;
 use crate::store::rows::{
     DeliveryQuery, DeliveryRow, DeliveryState, FAILED_PER_DELIVERY_MAX,
     FAILED_PER_SUBSCRIPTION_MAX, FailedAttempt, LATER_EVENTS_MAX, LaterEvents, Record, ReplayFrom,
     Replayed, done_of,
 };
-
-/// Rows that one redelivery may add: the event, and the newest finished one of its contact.
-const REDELIVERED_MAX: u64 = 2;
+use crate::store::standing::{Standing, check_in_log, check_room};
 
 /// Writes down attempts that failed, and forgets the oldest beyond the limits.
 pub(super) fn insert_failed(change: &Change<'_>, record: &Record) -> Result<(), Stop> {
@@ -72,42 +69,20 @@ pub(super) fn insert_failed(change: &Change<'_>, record: &Record) -> Result<(), 
     Ok(())
 }
 
-/// Where a subscription stands, as far as single deliveries follow from it.
-struct Standing {
-    enabled: Enabled,
-    cursor: u64,
-    done: Vec<u64>,
-    since: u64,
-    head: u64,
-}
-
-impl Standing {
-    fn find(
-        connection: &Connection,
-        service: ServiceId,
-        app: AppId,
-    ) -> Result<Option<Self>, rusqlite::Error> {
-        let key = params![service.as_bytes(), app.as_bytes()];
-        let found = connection
-            .prepare_cached(&select_one())?
-            .query_row(key, |row| {
-                Ok((subscription_of(row)?.enabled, uint(row, 8)?, row.get::<_, Vec<u8>>(9)?))
-            })
-            .optional()?;
-        let Some((enabled, cursor, bitmap)) = found else { return Ok(None) };
-        let (since, head) = connection
-            .prepare_cached(
-                "SELECT p.since, s.head FROM progress p JOIN services s ON s.service = p.service \
-                 WHERE p.service = ?1 AND p.app = ?2",
-            )?
-            .query_row(key, |row| Ok((uint(row, 0)?, uint(row, 1)?)))?;
-        Ok(Some(Self { enabled, cursor, done: done_of(cursor, &bitmap), since, head }))
-    }
-
-    /// Whether an event is finished, unless there is a held row of it.
-    fn finished(&self, sequence: u64) -> bool {
-        sequence <= self.cursor || self.done.binary_search(&sequence).is_ok()
-    }
+fn find_standing(
+    connection: &Connection,
+    service: ServiceId,
+    app: AppId,
+) -> Result<Option<Standing>, rusqlite::Error> {
+    connection
+        .prepare_cached(&select_one())?
+        .query_row(params![service.as_bytes(), app.as_bytes()], |row| {
+            let (cursor, bitmap) = (uint(row, 8)?, row.get::<_, Vec<u8>>(9)?);
+            let enabled = subscription_of(row)?.enabled;
+            let since = uint(row, 15)?;
+            Ok(Standing { enabled, cursor, done: done_of(cursor, &bitmap), since })
+        })
+        .optional()
 }
 
 fn failed_of(
@@ -191,7 +166,7 @@ pub(super) fn find_delivery(
     sequence: u64,
 ) -> Result<Option<DeliveryRow>, rusqlite::Error> {
     let tx = connection.unchecked_transaction()?;
-    let Some(standing) = Standing::find(&tx, service, app)? else { return Ok(None) };
+    let Some(standing) = find_standing(&tx, service, app)? else { return Ok(None) };
     if standing.enabled == Enabled::No {
         return Ok(None);
     }
@@ -204,13 +179,7 @@ pub(super) fn find_delivery(
         Some(row) => row,
         None => {
             let Some(event) = find_event(&tx, service, sequence)? else { return Ok(None) };
-            let state = if sequence <= standing.since {
-                DeliveryState::NotOwed
-            } else if standing.finished(sequence) {
-                DeliveryState::Delivered
-            } else {
-                DeliveryState::Pending
-            };
+            let state = standing.state_of(sequence);
             DeliveryRow { event, state, attempts: 0, at: None, failed: Vec::new() }
         }
     };
@@ -269,17 +238,17 @@ fn later_of(
         .collect()
 }
 
-/// The subscription's standing, if it sends at all.
-fn standing(change: &mut Change<'_>, service: ServiceId, app: AppId) -> Result<Standing, Stop> {
+/// The subscription's standing, if it sends at all, and the head of the log.
+fn standing(
+    change: &mut Change<'_>,
+    service: ServiceId,
+    app: AppId,
+) -> Result<(Standing, u64), Stop> {
     // The row of this group, which no reader can see yet.
     let head = change.services.get_mut(change.connection, service)?.head;
-    let mut standing = Standing::find(change.connection, service, app)?.ok_or(Error::NotFound)?;
-    if standing.enabled != Enabled::Yes {
-        let rule = "must be true: enable the subscription first";
-        return Err(Error::Refused(FieldError::new("enabled", rule)).into());
-    }
-    standing.head = head;
-    Ok(standing)
+    let standing = find_standing(change.connection, service, app)?.ok_or(Error::NotFound)?;
+    standing.check_sends()?;
+    Ok((standing, head))
 }
 
 pub(super) fn redeliver(
@@ -289,7 +258,7 @@ pub(super) fn redeliver(
     sequence: u64,
     later: &LaterEvents,
 ) -> Result<(), Stop> {
-    let mut standing = standing(change, service, app)?;
+    let (mut standing, _) = standing(change, service, app)?;
     let connection = change.connection;
     let event = find_event(connection, service, sequence)?.ok_or(Error::NotFound)?;
     let key = (service.as_bytes(), app.as_bytes());
@@ -316,10 +285,7 @@ pub(super) fn redeliver(
     let held: u64 = connection
         .prepare_cached("SELECT count(*) FROM held WHERE service = ?1 AND app = ?2")?
         .query_row(params![key.0, key.1], |row| uint(row, 0))?;
-    if held + REDELIVERED_MAX > HELD_MAX as u64 {
-        let rule = format!("must be below {HELD_MAX} to send more again, is {held}");
-        return Err(Error::Refused(FieldError::new("held", rule)).into());
-    }
+    check_room(held)?;
     // What came after the reader looked is little, and at the front.
     let mut candidates = later_of(connection, service, event.contact, later.head.max(sequence))?;
     candidates.extend(&later.sequences);
@@ -363,14 +329,10 @@ pub(super) fn replay(
     app: AppId,
     from: ReplayFrom,
 ) -> Result<Replayed, Stop> {
-    let mut standing = standing(change, service, app)?;
+    let (mut standing, head) = standing(change, service, app)?;
     let after = match from {
-        ReplayFrom::After(after) if after > standing.head => {
-            let rule = format!("must be at most the newest number, {}", standing.head);
-            return Err(Error::Refused(FieldError::new("after", rule)).into());
-        }
-        ReplayFrom::After(after) => after,
-        ReplayFrom::Since(time) => before_time(change.connection, service, time, standing.head)?,
+        ReplayFrom::After(after) => check_in_log(after, head)?,
+        ReplayFrom::Since(time) => before_time(change.connection, service, time, head)?,
     };
     let floor: u64 = change
         .connection
@@ -386,11 +348,7 @@ pub(super) fn replay(
             ))?
             .execute(params![key.0, key.1, int(from)])?;
     }
-    standing.done.retain(|done| *done <= from);
-    if from < standing.cursor {
-        standing.cursor = from;
-        standing.done.clear();
-    }
+    standing.set_back(from);
     change
         .connection
         .prepare_cached(
@@ -402,7 +360,7 @@ pub(super) fn replay(
     }
     begin_generation(change, service, app, &standing)?;
     change.commit.again.push((service, app));
-    Ok(Replayed { after: from, newest: standing.head })
+    Ok(Replayed { after: from, newest: head })
 }
 
 /// The number before the first event of this time or later. Times never go back within a log, so it is found by halving.

@@ -10,10 +10,11 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::deliveries::extend_gap;
 use super::events::{int, time, uint};
 use super::progress;
+use super::subscriptions::enabled_of;
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
-use crate::domain::subscription::Enabled;
 use crate::store::rows::done_of;
+use crate::store::standing::{Standing, joined};
 
 /// How long events are kept unless told otherwise; `event_retention`. Shorter leaves receivers that are off for long
 /// with gaps, longer takes disk: about 300 bytes an event.
@@ -148,29 +149,31 @@ fn last_to_remove(
     Ok(last)
 }
 
-/// Moves every subscription of a service beyond what was removed, and stores what it never got.
+/// Moves every subscription of a service beyond what was removed, and stores what it never got. One that its app turned
+/// off owes nothing, and starts at the head when it is enabled.
 fn move_progress(
     connection: &Connection,
     service: ServiceId,
     floor: u64,
     moved: &mut Vec<(ServiceId, AppId)>,
 ) -> Result<(), rusqlite::Error> {
-    let rows: Vec<(AppId, u64, Vec<u8>, i64)> = connection
+    let rows: Vec<(AppId, Standing)> = connection
         .prepare_cached(
-            "SELECT p.app, p.cursor, p.bitmap, s.enabled FROM progress p \
-             JOIN subscriptions s ON s.service = p.service AND s.app = p.app WHERE p.service = ?1",
+            "SELECT p.app, p.cursor, p.bitmap, s.enabled, p.since FROM progress p \
+             JOIN subscriptions s ON s.service = p.service AND s.app = p.app \
+             WHERE p.service = ?1 AND s.enabled <> 0",
         )?
         .query_map([service.as_bytes()], |row| {
-            Ok((AppId::from_bytes(row.get(0)?), uint(row, 1)?, row.get(2)?, row.get(3)?))
+            let (cursor, bitmap) = (uint(row, 1)?, row.get::<_, Vec<u8>>(2)?);
+            let enabled = enabled_of(row, 3)?;
+            let (done, since) = (done_of(cursor, &bitmap), uint(row, 4)?);
+            let standing = Standing { enabled, cursor, done, since };
+            Ok((AppId::from_bytes(row.get(0)?), standing))
         })?
         .collect::<Result<_, _>>()?;
-    for (app, cursor, bitmap, enabled) in rows {
-        if Enabled::from_code(enabled) == Some(Enabled::No) {
-            // It owes nothing, and starts at the head when it is enabled.
-            continue;
-        }
+    for (app, standing) in rows {
         let key = params![service.as_bytes(), app.as_bytes(), int(floor)];
-        let mut missing: Option<(u64, u64)> = None;
+        let mut kept = None;
         for table in ["held", "exhausted"] {
             let range: Option<(u64, u64)> = connection
                 .prepare_cached(&format!(
@@ -179,8 +182,8 @@ fn move_progress(
                 ))?
                 .query_row(key, |row| Ok((uint(row, 0)?, uint(row, 1)?)))
                 .optional()?;
-            if let Some((from, to)) = range {
-                missing = Some(joined(missing, from, to));
+            if range.is_some() {
+                kept = joined(kept, range);
                 connection
                     .prepare_cached(&format!(
                         "DELETE FROM {table} WHERE service = ?1 AND app = ?2 AND sequence <= ?3"
@@ -188,28 +191,12 @@ fn move_progress(
                     .execute(key)?;
             }
         }
-        let mut new_cursor = cursor.max(floor);
-        let done = done_of(cursor, &bitmap);
-        let mut owed = (cursor + 1..=floor).filter(|number| done.binary_search(number).is_err());
-        if let Some(first) = owed.next() {
-            missing = Some(joined(missing, first, owed.next_back().unwrap_or(first)));
-        }
-        let mut above: Vec<u64> =
-            done.iter().copied().filter(|number| *number > new_cursor).collect();
-        while above.first() == Some(&(new_cursor + 1)) {
-            new_cursor = above.remove(0);
-        }
-        if let Some((from, to)) = missing {
+        let Some(beyond) = standing.moved_beyond(floor, kept) else { continue };
+        if let Some((from, to)) = beyond.missing {
             extend_gap(connection, service, app, from, to)?;
         }
-        if missing.is_some() || cursor < floor {
-            progress::set(connection, service, app, new_cursor, &above)?;
-            moved.push((service, app));
-        }
+        progress::set(connection, service, app, beyond.cursor, &beyond.done)?;
+        moved.push((service, app));
     }
     Ok(())
-}
-
-fn joined(range: Option<(u64, u64)>, from: u64, to: u64) -> (u64, u64) {
-    range.map_or((from, to), |(first, last)| (first.min(from), last.max(to)))
 }

@@ -107,6 +107,9 @@ pub(super) fn rotate_secret(
         )?
         .query_row(params![key.0, key.1], |row| uint(row, 0))?;
     let number = newest + 1;
+    if earlier_until > change.now {
+        check_earlier(change, keys, service, app, number.saturating_sub(SIGNING_SECRETS_MAX))?;
+    }
     // Never lengthens the life of a secret that a rotation before this one already limits.
     change
         .connection
@@ -122,6 +125,37 @@ pub(super) fn rotate_secret(
     insert(change.connection, keys, SecretPlace { service, app, number }, secret)?;
     let secrets = list_signing_secrets(change.connection, keys, service, app, change.now)?.into();
     change.commit.secrets.push(ChangedSecrets { service, app, secrets });
+    Ok(())
+}
+
+/// Refuses a rotation when a secret above this number, which would sign on beside the new one, does not open: before
+/// anything is written, so that the neighbours in the group go on.
+fn check_earlier(
+    change: &Change<'_>,
+    keys: &Keyring,
+    service: ServiceId,
+    app: AppId,
+    above: u64,
+) -> Result<(), Stop> {
+    let mut statement = change.connection.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM app_secrets WHERE service = ?1 AND app = ?2 AND number > ?3 \
+         AND (expires_at IS NULL OR expires_at > ?4)"
+    ))?;
+    let mut rows = statement.query(params![
+        service.as_bytes(),
+        app.as_bytes(),
+        int(above),
+        change.now.millis()
+    ])?;
+    while let Some(row) = rows.next()? {
+        match secret_of(keys, row) {
+            Ok(_) => {}
+            Err(rusqlite::Error::FromSqlConversionFailure(_, _, error)) => {
+                return Err(Error::Unavailable(error.to_string()).into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
     Ok(())
 }
 

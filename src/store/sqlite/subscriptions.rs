@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::events::{int, time, time_or_none, uint};
 use super::tenancy::app_exists;
 use super::writer::{Change, Stop};
-use crate::domain::audit::{Action, Subject, target_of};
+use crate::domain::audit::{Subject, target_of};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::Gap;
 use crate::domain::id::{AppId, ServiceId};
@@ -13,10 +13,11 @@ use crate::domain::subscription::{Enabled, Subscription};
 use crate::store::Error;
 use crate::store::command::SubscriptionWish;
 use crate::store::rows::{Failing, SubscriptionStatus};
+use crate::store::wish::{action_of, keeps_progress, wished};
 
 const SELECT: &str = "SELECT s.service, s.app, s.url, s.enabled, s.reason, p.generation, s.verified_at, \
      s.updated_at, p.cursor, p.bitmap, p.failing_since, p.failing_attempts, s.ticket, \
-     p.gap_from, p.gap_to \
+     p.gap_from, p.gap_to, p.since \
      FROM subscriptions s JOIN progress p ON p.service = s.service AND p.app = s.app";
 
 /// The query for one subscription with its progress.
@@ -34,18 +35,22 @@ pub(super) fn select_enabled() -> String {
 
 /// The subscription in a row of these queries.
 pub(super) fn subscription_of(row: &Row<'_>) -> Result<Subscription, rusqlite::Error> {
-    let code: i64 = row.get(3)?;
     Ok(Subscription {
         service: ServiceId::from_bytes(row.get(0)?),
         app: AppId::from_bytes(row.get(1)?),
         url: row.get(2)?,
-        enabled: Enabled::from_code(code)
-            .ok_or(rusqlite::Error::IntegralValueOutOfRange(3, code))?,
+        enabled: enabled_of(row, 3)?,
         reason: row.get(4)?,
         generation: uint(row, 5)?,
         verified_at: time_or_none(row, 6)?,
         updated_at: time(row, 7)?,
     })
+}
+
+/// A stored [`Enabled`].
+pub(super) fn enabled_of(row: &Row<'_>, column: usize) -> Result<Enabled, rusqlite::Error> {
+    let code: i64 = row.get(column)?;
+    Enabled::from_code(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, code))
 }
 
 /// The unbroken row of failures in a row of these queries.
@@ -150,12 +155,8 @@ pub(super) fn set_subscription(
         return Err(Error::Superseded.into());
     }
     let before = stored.map(|(subscription, _)| subscription);
-    // Progress is kept by an app that is subscribed, and by one that Rollcall disabled.
-    let keeps = matches!(
-        (&wish, before.as_ref().map(|b| b.enabled)),
-        (SubscriptionWish::Enable { .. }, Some(Enabled::Yes | Enabled::DisabledBySystem))
-    );
-    let after = wished(change.now, service, app, before.as_ref(), wish);
+    let keeps = keeps_progress(before.as_ref(), &wish);
+    let after = wished(change.now, service, app, before.as_ref(), &wish);
     write(change, &after, ticket)?;
     begin_generation(change, &after, if keeps { None } else { Some(head) })?;
     change.commit.subscriptions.push((service, app));
@@ -164,38 +165,6 @@ pub(super) fn set_subscription(
         change.note(service, action, Subject { app: Some(app), target, ..Subject::default() });
     }
     Ok(after)
-}
-
-/// What the audit log calls it; `None` for an app that unsubscribes once more.
-fn action_of(before: Option<&Subscription>, after: &Subscription) -> Option<Action> {
-    let was = before.map(|before| before.enabled);
-    let same_url = before.is_some_and(|before| before.url == after.url);
-    match (was, after.enabled) {
-        (Some(Enabled::No), Enabled::No) if same_url => None,
-        (_, Enabled::No | Enabled::DisabledBySystem) => Some(Action::SubscriptionDisable),
-        (Some(Enabled::Yes), Enabled::Yes) if !same_url => Some(Action::SubscriptionUrl),
-        (_, Enabled::Yes) => Some(Action::SubscriptionEnable),
-    }
-}
-
-fn wished(
-    now: Timestamp,
-    service: ServiceId,
-    app: AppId,
-    before: Option<&Subscription>,
-    wish: SubscriptionWish,
-) -> Subscription {
-    let generation = before.map_or(0, |b| b.generation) + 1;
-    let (enabled, url, verified_at) = match wish {
-        SubscriptionWish::Enable { url, verified_at } => (Enabled::Yes, url, Some(verified_at)),
-        SubscriptionWish::Disable { url } => {
-            let known = before.filter(|b| !b.url.is_empty());
-            let verified_at = known.and_then(|b| b.verified_at);
-            (Enabled::No, known.map_or(url, |b| b.url.clone()), verified_at)
-        }
-    };
-    let reason = String::new();
-    Subscription { service, app, url, enabled, reason, generation, verified_at, updated_at: now }
 }
 
 fn write(change: &Change<'_>, after: &Subscription, ticket: u64) -> Result<(), Stop> {

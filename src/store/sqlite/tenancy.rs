@@ -121,7 +121,7 @@ pub(super) fn list_services(
             service_of,
         )?
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(page(items, limit, |service| service.id.to_string()))
+    Ok(Page::cut(items, limit, |service| service.id.to_string()))
 }
 
 pub(super) fn list_apps(
@@ -140,20 +140,11 @@ pub(super) fn list_apps(
             app_of,
         )?
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(page(items, limit, |app| app.id.to_string()))
+    Ok(Page::cut(items, limit, |app| app.id.to_string()))
 }
 
 fn position(after: Option<&[u8; 16]>) -> &[u8] {
     after.map_or(&[], |bytes| &bytes[..])
-}
-
-/// Cuts the one row too many off and names where the next page starts.
-fn page<T>(mut items: Vec<T>, limit: u32, id: impl Fn(&T) -> String) -> Page<T> {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let more = items.len() > limit;
-    items.truncate(limit);
-    let next = if more { items.last().map(id) } else { None };
-    Page { items, next }
 }
 
 pub(super) fn app_exists(
