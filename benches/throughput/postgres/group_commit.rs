@@ -29,6 +29,7 @@ pub(crate) async fn measure(url: &str, time: Duration) -> anyhow::Result<Measure
         clock: Arc::new(SystemClock::new()),
         retention: Retention::FOREVER,
         keys: Keyring::new(vec![Key::random()?])?,
+        node_name: "bench".to_owned(),
     };
     let postgres = Postgres::open(&target, options).await?;
     let service = postgres.store.write.create_service("Bench".to_owned()).await?.id;

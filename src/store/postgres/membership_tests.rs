@@ -24,8 +24,7 @@ fn a_node_is_dead_once_it_was_seen_unchanged_for_a_whole_lease() {
     let mut observations = Observations::default();
     let mut observe = |renewals, asked: i64| {
         let found = seen(&[(1, 5), (2, renewals)]);
-        let dead =
-            observations.observe(node(1), &found, Moment(asked), Moment(asked + 100));
+        let dead = observations.observe(node(1), &found, Moment(asked), Moment(asked + 100));
         dead.into_iter().map(|dead| (dead.node, dead.renewals)).collect::<Vec<_>>()
     };
 
@@ -41,8 +40,7 @@ fn all_nodes_have_the_same_number_of_shards_or_one_more() {
     for count in 1..80_u128 {
         let nodes: Vec<(u128, i64)> = (1..=count).map(|number| (number, 0)).collect();
         let found = seen(&nodes);
-        let quotas: Vec<usize> =
-            (1..=count).map(|number| found.quota_of(node(number))).collect();
+        let quotas: Vec<usize> = (1..=count).map(|number| found.quota_of(node(number))).collect();
         assert_eq!(quotas.iter().sum::<usize>(), usize::from(SHARDS));
         assert!(quotas.iter().max().unwrap() - quotas.iter().min().unwrap() <= 1);
     }

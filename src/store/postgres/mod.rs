@@ -12,7 +12,9 @@ pub mod copying;
 mod deliveries;
 mod events;
 mod group;
+mod membership;
 mod migrate;
+mod nodes;
 mod overlay;
 mod ownership;
 mod progress;
@@ -33,6 +35,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::connect::Readers;
 pub use self::connect::Target;
+pub use self::nodes::Drain;
+use self::nodes::{Keeper, Keeping};
 use self::ownership::Ownership;
 use self::reader::{Broken, Reader};
 use self::writer::Writer;
@@ -41,6 +45,7 @@ use super::queue::{Queue, Tickets, Write};
 use super::sqlite::retention::Retention;
 use super::{Answer, Commit, Error, Read, Store};
 use crate::domain::clock::Clock;
+use crate::domain::lease::Lease;
 use crate::domain::shard::Shard;
 
 /// Time between two slices of upkeep while there is nothing to remove.
@@ -57,6 +62,8 @@ pub struct Options {
     pub retention: Retention,
     /// The keys of signing secrets; every node needs the same.
     pub keys: Keyring,
+    /// What people call this node.
+    pub node_name: String,
 }
 
 /// An open PostgreSQL store: dropping it without [`Self::close`] loses nothing that was acknowledged.
@@ -68,6 +75,11 @@ pub struct Postgres {
     queue: Arc<Queue>,
     ownership: Arc<Ownership>,
     stop: CancellationToken,
+    target: Target,
+    clock: Arc<dyn Clock>,
+    node_name: String,
+    lease: Lease,
+    keeper: Option<Keeper>,
 }
 
 impl Postgres {
@@ -77,7 +89,7 @@ impl Postgres {
     ///
     /// The database cannot be reached, its schema is newer than this program, or a secret needs a key that is not there.
     pub async fn open(target: &Target, options: Options) -> Result<Self, Error> {
-        let Options { clock, retention, keys } = options;
+        let Options { clock, retention, keys, node_name } = options;
         let mut client = target.connect_plain().await?;
         migrate::migrate(&mut client).await?;
         copying::enter(&client).await?;
@@ -106,23 +118,68 @@ impl Postgres {
             .spawn(move || writer.run())
             .map_err(|error| Error::Unavailable(format!("cannot start the writer: {error}")))?;
         let stop = CancellationToken::new();
-        let write =
-            Write::new(Arc::clone(&queue), 0).with_tickets(Arc::new(SharedTickets(readers)));
+        let tickets = Arc::new(SharedTickets(readers));
+        let write = Write::new(Arc::clone(&queue), 0).with_tickets(tickets);
         let read: Arc<dyn Read> = reader;
-        Ok(Self { store: Store { read, write }, writer, queue, ownership, stop })
+        Ok(Self {
+            store: Store { read, write },
+            writer,
+            queue,
+            ownership,
+            stop,
+            target: target.clone(),
+            clock,
+            node_name,
+            lease: Lease::not_yet(),
+            keeper: None,
+        })
     }
 
-    /// Whether the writer lives.
+    /// The lease of this node: everything that is sent for a subscription is sent under it.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        self.lease.clone()
+    }
+
+    /// Becomes a node: takes shards from now on, and tells who listens to the store of them. `drain` is called when one is
+    /// handed over.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread.
+    pub fn start_node(&mut self, drain: Drain) -> Result<(), Error> {
+        self.keeper = Some(Keeper::start(Keeping {
+            target: self.target.clone(),
+            name: self.node_name.clone(),
+            queue: Arc::clone(&self.queue),
+            clock: Arc::clone(&self.clock),
+            ownership: Arc::clone(&self.ownership),
+            lease: self.lease.clone(),
+            drain,
+        })?);
+        Ok(())
+    }
+
+    /// Whether the writer and the keeper of the node live.
     #[must_use]
     pub fn is_writing(&self) -> bool {
-        !self.writer.is_finished()
+        !self.writer.is_finished() && self.keeper.as_ref().is_none_or(Keeper::is_running)
     }
 
     /// Lets nothing more in, finishes what waits, and closes the connections.
     pub async fn close(self) {
         self.stop.cancel();
-        self.queue.close();
-        let joined = tokio::task::spawn_blocking(move || self.writer.join()).await;
+        let (keeper, queue, writer) = (self.keeper, self.queue, self.writer);
+        let joined = tokio::task::spawn_blocking(move || {
+            // What was recorded last is written before others may go on from it.
+            queue.close();
+            let joined = writer.join();
+            if let Some(keeper) = keeper {
+                keeper.stop();
+            }
+            joined
+        })
+        .await;
         if !matches!(joined, Ok(Ok(()))) {
             tracing::error!("store writer panicked");
         }

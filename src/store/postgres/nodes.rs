@@ -13,14 +13,13 @@ use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
 use tokio::task::JoinSet;
+use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::change::{column, uint};
 use super::connect::Target;
-use super::membership::{
-    Dead, HEARTBEAT, LEASE, Observations, Seen, to_claim, to_release,
-};
+use super::membership::{Dead, HEARTBEAT, LEASE, Observations, Seen, to_claim, to_release};
 use super::ownership::Ownership;
 use super::unavailable;
 use crate::domain::clock::{Clock, Moment};
@@ -200,7 +199,7 @@ impl Node {
             if claim > 0 {
                 changed |= self.claim(claim).await?;
             }
-            Ok(())
+            Ok::<(), Error>(())
         });
         acted.await.map_err(|_| Error::Unavailable("PostgreSQL: no answer".to_owned()))??;
         let surplus = to_release(self.me, &beat.seen, &self.leaving);
@@ -233,8 +232,9 @@ impl Node {
         let shards = link.prepare_cached(shards).await.map_err(failed)?;
         // Before it is sent: whoever sees this renewal sees it later.
         let asked = self.now();
+        let me: [&(dyn ToSql + Sync); 1] = [&self.me];
         let (renewed, nodes, shards) = futures_util::try_join!(
-            link.execute(&renew, &[&self.me]),
+            link.execute(&renew, &me),
             link.query(&nodes, &[]),
             link.query(&shards, &[]),
         )
@@ -256,9 +256,8 @@ impl Node {
     fn follow(&mut self, seen: &Seen) {
         let held = seen.shards_of(self.me);
         let believed = self.keeping.ownership.all();
-        let gone = |(shard, epoch): (&Shard, &u64)| {
-            (held.get(shard) != Some(epoch)).then_some(*shard)
-        };
+        let gone =
+            |(shard, epoch): (&Shard, &u64)| (held.get(shard) != Some(epoch)).then_some(*shard);
         let lost: Vec<Shard> = believed.iter().filter_map(gone).collect();
         self.lose(&lost);
         let gained: BTreeMap<Shard, u64> = held
@@ -389,9 +388,11 @@ impl Node {
         let Some(link) = &self.link else { return Ok(()) };
         for shard in shards {
             let Some(epoch) = owned.get(shard) else { continue };
+            let (number, epoch) = (shard.number(), super::change::int(*epoch));
+            let params: [&(dyn ToSql + Sync); 3] = [&number, &self.me, &epoch];
             let released = link.execute(
                 "UPDATE shards SET node = NULL, epoch = epoch + 1 WHERE shard = $1 AND node = $2 AND epoch = $3",
-                &[&shard.number(), &self.me, &super::change::int(*epoch)],
+                &params,
             );
             tokio::time::timeout(BEAT_WAIT, released)
                 .await
@@ -415,7 +416,10 @@ impl Node {
             tx.commit().await
         };
         if let Err(error) = left.await {
-            tracing::warn!(error = super::why(&error), "node not signed off, others wait for its lease");
+            tracing::warn!(
+                error = super::why(&error),
+                "node not signed off, others wait for its lease"
+            );
         }
     }
 }
