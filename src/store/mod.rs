@@ -13,6 +13,7 @@ pub mod conformance;
 pub mod keyring;
 pub mod postgres;
 pub mod queue;
+pub mod retention;
 pub mod rows;
 pub mod sqlite;
 mod standing;

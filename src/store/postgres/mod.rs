@@ -14,12 +14,16 @@ mod migrate;
 mod ownership;
 mod progress;
 mod reader;
+mod retention;
 mod secrets;
 mod session;
 mod subscriptions;
 mod tenancy;
 #[cfg(test)]
 mod test_database;
+#[cfg(test)]
+mod test_stage;
+mod upkeep;
 
 use crate::store::Error;
 
