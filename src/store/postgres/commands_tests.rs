@@ -1,7 +1,7 @@
 //! The rare commands: what they change, tell and note, and what is read back.
 
-use super::super::test_stage::{EPOCH, NOW, Stage, disable, enable, hash, held};
-use super::super::{secrets, tenancy};
+use crate::store::postgres::test_stage::{EPOCH, NOW, Stage, disable, enable, hash, held};
+use crate::store::postgres::{secrets, tenancy};
 use crate::domain::audit::{Action, Entry, SERVER};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::ContactId;

@@ -1,7 +1,7 @@
 //! Reads of many rows: pages of one state, and the audit log by halving.
 
-use super::super::audit;
-use super::super::test_stage::{NOW, Stage};
+use crate::store::postgres::audit;
+use crate::store::postgres::test_stage::{NOW, Stage};
 use crate::domain::audit::{Action, Origin};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::EventKind;

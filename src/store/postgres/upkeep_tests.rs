@@ -1,6 +1,6 @@
 //! Upkeep: what is over goes in slices, and what was still owed becomes a gap that other nodes hear of.
 
-use super::super::test_stage::{NOW, Stage, disable, enable};
+use crate::store::postgres::test_stage::{NOW, Stage, disable, enable};
 use super::{Slice, Upkeep};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ContactId, ServiceId};
