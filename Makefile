@@ -11,8 +11,8 @@ run: ## Run the server for a laptop: demo app, loopback receivers allowed
 	$(CARGO) run --release -- dev
 
 .PHONY: test
-test: ## Run every test
-	$(CARGO) test --locked
+test: ## Run every test, with a PostgreSQL of its own unless TEST_POSTGRES_URL names one
+	tests/postgres/with_server.sh $(CARGO) test --locked
 
 .PHONY: check
 check: ## Run what a change must pass: format, lints, documentation, tests

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{CorsOrigins, Settings, read_admin_token_file};
+use crate::config::{self, CorsOrigins, Settings, read_admin_token_file};
 use crate::delivery::engine::{self, Engine};
 use crate::delivery::lane;
 use crate::delivery::sender::{self, Sender};
@@ -29,7 +29,11 @@ use crate::http::Http;
 use crate::http::auth::AdminSetting;
 use crate::http::places::Places;
 use crate::http::tls::Tls;
+use crate::store::copy::Side;
 use crate::store::keyring::{Key, KeyId, Keyring};
+use crate::store::postgres::Target;
+use crate::store::postgres::copying::PostgresSide;
+use crate::store::sqlite::copying::SqliteSide;
 use crate::store::sqlite::retention::Retention;
 use crate::store::sqlite::{Embedded, Keys};
 use crate::store::{self, Store};
@@ -50,17 +54,92 @@ const WRITER_POLL: Duration = Duration::from_secs(1);
 pub struct Running {
     /// Where it listens; the real port when 0 was asked for.
     pub address: SocketAddr,
-    /// The data directory, absolute.
-    pub data_dir: PathBuf,
+    /// Where everything is kept.
+    pub place: Place,
     /// The admin token, only when this start made it.
     pub new_admin_token: Option<Token>,
     tls: Option<Arc<Tls>>,
     admin_token_file: Option<PathBuf>,
     http: Arc<Http>,
-    embedded: Embedded,
+    store: OpenStore,
     engine: Arc<Engine>,
     stop: CancellationToken,
     connections: TaskTracker,
+}
+
+/// Where a server keeps everything, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In this data directory, absolute.
+    DataDir(PathBuf),
+    /// In a PostgreSQL, as the node of this name.
+    Postgres {
+        /// The name of the node.
+        node: String,
+    },
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::DataDir(path) => write!(f, "data directory: {}", path.display()),
+            Self::Postgres { node } => write!(f, "store: PostgreSQL, node: {node}"),
+        }
+    }
+}
+
+/// The store of this process with its back end: all that differs between them after the start.
+enum OpenStore {
+    /// In files.
+    Embedded(Embedded),
+}
+
+impl OpenStore {
+    /// Opens the one that the settings name; `address` is where the server listens.
+    async fn open(
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+        address: SocketAddr,
+    ) -> anyhow::Result<(Self, Place)> {
+        match &settings.store {
+            config::Store::Embedded => {
+                let data_dir = std::path::absolute(&settings.data_dir)?;
+                let retention = retention_of(settings);
+                let keys = settings.secret_key.clone().map_or(Keys::File, Keys::Given);
+                let embedded = open_embedded(data_dir.clone(), clock, retention, keys).await?;
+                Ok((Self::Embedded(embedded), Place::DataDir(data_dir)))
+            }
+            config::Store::Postgres(target) => {
+                let node = settings.node_name.clone().unwrap_or_else(|| usual_node_name(address));
+                let opened = open_postgres(settings, target, clock, &node).await?;
+                Ok((opened, Place::Postgres { node }))
+            }
+        }
+    }
+
+    /// What the parts read and write.
+    fn store(&self) -> Store {
+        match self {
+            Self::Embedded(embedded) => embedded.store.clone(),
+        }
+    }
+
+    /// Whether its writer still runs.
+    fn is_writing(&self) -> bool {
+        match self {
+            Self::Embedded(embedded) => embedded.is_writing(),
+        }
+    }
+
+    /// Writes what waits, and closes it.
+    async fn close(self) -> anyhow::Result<()> {
+        match self {
+            Self::Embedded(embedded) => {
+                tokio::task::spawn_blocking(move || embedded.close()).await?;
+                Ok(())
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for Running {
@@ -82,15 +161,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         .await
         .with_context(|| format!("cannot listen on {}", settings.listen))?;
     let address = listener.local_addr()?;
-    let data_dir = std::path::absolute(&settings.data_dir)?;
-    let retention = Retention {
-        events: settings.event_retention,
-        attempts: settings.attempt_retention,
-        audit: settings.audit_retention,
-    };
-    let embedded =
-        open_store(data_dir.clone(), Arc::clone(&clock), retention, keys_of(&settings)).await?;
-    let store = embedded.store.clone();
+    let (open, place) = OpenStore::open(&settings, Arc::clone(&clock), address).await?;
+    let store = open.store();
     let new_admin_token = first_admin_token(&settings, &store, clock.now()).await?;
     let epoch = count_tenancy_changes(&store);
     let stop = CancellationToken::new();
@@ -116,12 +188,12 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let admin_token_file = settings.admin_token_file;
     Ok(Running {
         address,
-        data_dir,
+        place,
         new_admin_token,
         tls,
         admin_token_file,
         http,
-        embedded,
+        store: open,
         engine,
         stop,
         connections,
@@ -187,7 +259,31 @@ fn make_http(
     Arc::new(Http::new(&http_settings(settings), Arc::clone(&store.read), clock, epoch, uses))
 }
 
-async fn open_store(
+/// Opens the PostgreSQL of these settings. The back end is not there yet.
+async fn open_postgres(
+    _settings: &Settings,
+    _target: &Target,
+    _clock: Arc<dyn Clock>,
+    _node: &str,
+) -> anyhow::Result<OpenStore> {
+    bail!("this version cannot keep anything in PostgreSQL yet: leave the setting store empty")
+}
+
+/// Tells the nodes of several machines apart, and several on one machine.
+fn usual_node_name(address: SocketAddr) -> String {
+    let host = rustix::system::uname();
+    format!("{}:{}", host.nodename().to_string_lossy(), address.port())
+}
+
+fn retention_of(settings: &Settings) -> Retention {
+    Retention {
+        events: settings.event_retention,
+        attempts: settings.attempt_retention,
+        audit: settings.audit_retention,
+    }
+}
+
+async fn open_embedded(
     data_dir: PathBuf,
     clock: Arc<dyn Clock>,
     retention: Retention,
@@ -195,10 +291,6 @@ async fn open_store(
 ) -> anyhow::Result<Embedded> {
     let open = move || Embedded::open_with(&data_dir, clock, retention, keys);
     Ok(tokio::task::spawn_blocking(open).await??)
-}
-
-fn keys_of(settings: &Settings) -> Keys {
-    settings.secret_key.clone().map_or(Keys::File, Keys::Given)
 }
 
 /// Makes the admin token at the very first start, unless the operator gave one.
@@ -305,8 +397,7 @@ impl Running {
         if requests.is_err() {
             tracing::warn!("requests cut off at the end of the grace period");
         }
-        let embedded = self.embedded;
-        if let Err(error) = tokio::task::spawn_blocking(move || embedded.close()).await {
+        if let Err(error) = self.store.close().await {
             tracing::error!(error = %error, "store not closed");
         }
         tracing::info!("server stopped");
@@ -353,7 +444,7 @@ impl Running {
 
     /// Returns when the server failed by itself, with the reason.
     pub async fn failed(&self) -> anyhow::Error {
-        while self.embedded.is_writing() && self.engine.is_running() {
+        while self.store.is_writing() && self.engine.is_running() {
             tokio::time::sleep(WRITER_POLL).await;
         }
         anyhow!("the store's writer or the delivery engine has ended")
@@ -367,11 +458,11 @@ impl Running {
 /// There is no store in the directory, or a server holds it.
 pub async fn reset_admin_token(data_dir: &Path) -> anyhow::Result<Token> {
     if !Embedded::exists(data_dir) {
-        bail!("there is no Rollcall data in {}", data_dir.display());
+        return Err(no_data_in(data_dir));
     }
     let clock = Arc::new(SystemClock::new());
     let embedded =
-        open_store(data_dir.to_owned(), clock, Retention::FOREVER, Keys::Without).await?;
+        open_embedded(data_dir.to_owned(), clock, Retention::FOREVER, Keys::Without).await?;
     let token = random_token(Token::ADMIN_PREFIX)?;
     let stored = embedded.store.write.set_admin_token(token.hash()).await;
     tokio::task::spawn_blocking(move || embedded.close()).await?;
@@ -441,10 +532,68 @@ async fn on_store<T: Send + 'static>(
     work: impl FnOnce(&Path) -> Result<T, store::Error> + Send + 'static,
 ) -> anyhow::Result<T> {
     if !Embedded::exists(data_dir) {
-        bail!("there is no Rollcall data in {}", data_dir.display());
+        return Err(no_data_in(data_dir));
     }
     let data_dir = data_dir.to_owned();
     Ok(tokio::task::spawn_blocking(move || work(&data_dir)).await??)
+}
+
+fn no_data_in(data_dir: &Path) -> anyhow::Error {
+    let data_dir = data_dir.display();
+    anyhow!(
+        "there is no Rollcall data in {data_dir}; with PostgreSQL there never is, set ROLLCALL_STORE or ROLLCALL_STORE_FILE to be \
+         told what to do then"
+    )
+}
+
+pub use crate::store::copy::{Copied, Phase as CopyPhase, Progress as CopyProgress};
+
+/// What a copy of a store has done.
+#[derive(Debug)]
+pub struct CopiedStore {
+    /// The tables.
+    pub tables: Vec<Copied>,
+    /// What is to be done now.
+    pub next: &'static str,
+}
+
+/// Copies everything from one store to another; each is a data directory or a connection URL.
+///
+/// # Errors
+///
+/// A store is in use or cannot be opened, the target is not empty, or both differ in the end.
+pub async fn copy_store(
+    from: &str,
+    to: &str,
+    report: &mut (dyn FnMut(CopyProgress) + Send),
+) -> anyhow::Result<CopiedStore> {
+    if !is_url(from) && !Embedded::exists(Path::new(from)) {
+        bail!("there is no Rollcall data in {from}");
+    }
+    let mut source = open_side(from).await.context("cannot open the source")?;
+    let mut target = open_side(to).await.context("cannot open the target")?;
+    let tables = store::copy::copy(&mut source, &mut target, report).await?;
+    let next = match (is_url(from), is_url(to)) {
+        (false, true) => {
+            "give every node the keys of secret.key in the source's directory, as secret_key or secret_key_file"
+        }
+        (true, false) => "give the server the nodes' secret_key or secret_key_file",
+        (false, false) => "move secret.key into the target's directory, when the source has one",
+        (true, true) => "the nodes keep their secret_key",
+    };
+    Ok(CopiedStore { tables, next })
+}
+
+fn is_url(store: &str) -> bool {
+    store.starts_with("postgres://") || store.starts_with("postgresql://")
+}
+
+async fn open_side(store: &str) -> anyhow::Result<Side> {
+    if is_url(store) {
+        let target = Target::parse(store).map_err(|rule| anyhow!("the connection URL {rule}"))?;
+        return Ok(Side::Postgres(PostgresSide::open(&target).await?));
+    }
+    Ok(Side::Sqlite(SqliteSide::open(Path::new(store))?))
 }
 
 /// A new key in text, for the settings `secret_key` and `secret_key_file`.

@@ -43,8 +43,11 @@ const IMPORTS: [(&str, &[&str]); 14] = [
 ];
 
 /// Where an external crate may be used: path prefixes below `src`.
-const PLACES: [(&str, &[&str]); 17] = [
+const PLACES: [(&str, &[&str]); 20] = [
     ("rusqlite", &["store/sqlite/"]),
+    ("tokio_postgres", &["store/postgres/"]),
+    ("deadpool_postgres", &["store/postgres/"]),
+    ("tokio_postgres_rustls", &["store/postgres/connect.rs"]),
     ("aws_lc_rs", &["store/keyring.rs", "http/tls.rs"]),
     ("hickory_resolver", &["delivery/resolver.rs"]),
     // Outbound: the sender and its private parts, and the command line's client. Inbound: the listener of the
@@ -93,10 +96,14 @@ const PLACES: [(&str, &[&str]); 17] = [
             "delivery/connector.rs",
             "delivery/line.rs",
             "http/tls.rs",
+            "store/postgres/connect.rs",
             "cli/client.rs",
         ],
     ),
-    ("rustls_platform_verifier", &["delivery/connector.rs", "cli/client.rs"]),
+    (
+        "rustls_platform_verifier",
+        &["delivery/connector.rs", "store/postgres/connect.rs", "cli/client.rs"],
+    ),
     ("axum", &["http/", "api/", "app.rs"]),
     ("matchit", &["api/router.rs"]),
     // The listener takes the API as a service, the outbound client its connector.

@@ -123,3 +123,46 @@ fn listen_ends_in_order_on_sigterm() {
     assert!(killed.success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+/// The key that all nodes of a PostgreSQL are given.
+const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+/// Port 1 is reserved and nothing listens there.
+const STORE: &str = "postgres://me:hunter2@127.0.0.1:1/rollcall";
+
+#[test]
+fn store_of_several_nodes_is_for_serve_only_and_its_url_is_never_shown() {
+    let refused = |arguments: &str, with_key: bool| {
+        let mut command = command(&format!("{arguments} --store {STORE}"));
+        if with_key {
+            command.env("ROLLCALL_SECRET_KEY", KEY);
+        }
+        let (code, out, err) = run(&mut command);
+        assert!(out.is_empty() && !err.contains("hunter2"), "{out}{err}");
+        (code, err)
+    };
+
+    let (code, err) = refused("serve --listen 127.0.0.1:0", true);
+    assert!(code == 1 && err.contains("with PostgreSQL"), "{err}");
+    let (code, err) = refused("serve", false);
+    assert!(code == 2 && err.contains("secret_key from the defaults"), "{err}");
+    let (code, err) = refused("dev", true);
+    assert!(code == 2 && err.contains("`rollcall dev` has the embedded store only"), "{err}");
+}
+
+#[test]
+fn commands_on_a_data_directory_say_what_to_do_with_postgresql() {
+    let dir = TestDir::new("postgres");
+    for (arguments, remedy) in [
+        ("key rotate", "behind the earlier one on one node after the other"),
+        ("key reset", "back into secret_key of every node"),
+        ("admin-token reset", "the same admin_token_file"),
+    ] {
+        let mut command = command(arguments);
+        let (code, out, err) = run(command.env("ROLLCALL_STORE", STORE).current_dir(&dir.0));
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        assert!(err.contains(remedy) && !err.contains("hunter2"), "{err}");
+
+        let (code, _, err) = in_dir(&dir.0, arguments);
+        assert!(code == 1 && err.contains("set ROLLCALL_STORE"), "{err}");
+    }
+}

@@ -16,6 +16,7 @@ mod helper;
 mod ledger;
 mod lookups;
 mod measure;
+mod postgres;
 mod process;
 mod protocol;
 mod receiver;
@@ -95,6 +96,8 @@ enum Part {
     Backlog,
     /// 100,000 idle subscriptions; about five minutes.
     Idle,
+    /// The group commit on a PostgreSQL, and a queue that workers claim from; about 30 seconds.
+    Groups,
     /// Look-ups of ids that another service has, and of ids that nobody has; about 20 seconds.
     Lookups,
 }
@@ -192,6 +195,7 @@ fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
                     Part::One => bench.one(program, limit)?,
                     Part::Five => bench.five(program, limit)?,
                     Part::Latency => bench.latency(program)?,
+                    Part::Groups => postgres::measure(options.quick)?,
                     Part::Lookups => {
                         let place = directory.join(format!("{part:?}{name}-{round}"));
                         let (arguments, faults) = (&options.server_arg, &mut bench.faults);

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::connection::Connection;
 use super::dev_credentials::{DataDir, DevCredentials};
 use super::output;
+use super::store_setting::StoreSetting;
 use super::table::fields;
 use crate::app;
 
@@ -31,8 +32,13 @@ pub(super) enum AdminTokenCommand {
     Reset {
         #[command(flatten)]
         data_dir: DataDir,
+        #[command(flatten)]
+        store: StoreSetting,
     },
 }
+
+const RESET_INSTEAD: &str = "give all nodes the same admin_token_file with a token of your own, which wins over the stored one, \
+     and restart them";
 
 /// Runs the command.
 pub(super) async fn run(command: AdminTokenCommand) -> anyhow::Result<()> {
@@ -55,7 +61,10 @@ pub(super) async fn run(command: AdminTokenCommand) -> anyhow::Result<()> {
             ];
             connection.show_list(&result, &columns)
         }
-        AdminTokenCommand::Reset { data_dir } => reset(&data_dir).await,
+        AdminTokenCommand::Reset { data_dir, store } => {
+            store.require_embedded(RESET_INSTEAD)?;
+            reset(&data_dir).await
+        }
     }
 }
 

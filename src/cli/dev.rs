@@ -34,6 +34,7 @@ pub(super) async fn run(args: DevArgs) -> anyhow::Result<()> {
     let mut settings = config::load(&args.settings.sources(true))?.settings;
     log::install(&settings);
     let mut credentials = DevCredentials::find(&settings.data_dir).unwrap_or_default();
+    credentials.data_dir = std::path::absolute(&settings.data_dir)?;
     credentials.admin_token = admin_token(&settings, &credentials)?;
     settings.admin_token = Some(Token::from_text(&credentials.admin_token));
     let signals = serve::Signals::of_development(&settings)?;
@@ -57,7 +58,6 @@ fn admin_token(settings: &config::Settings, kept: &DevCredentials) -> anyhow::Re
 
 async fn welcome(running: &Running, kept: &mut DevCredentials, json: bool) -> anyhow::Result<()> {
     kept.base_url = serve::base_url(running.scheme(), running.address);
-    kept.data_dir.clone_from(&running.data_dir);
     prepare(kept).await.with_context(|| match running.scheme() {
         "https" => format!(
             "cannot call {}; the certificate must be valid for that address and trusted by this machine",

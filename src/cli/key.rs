@@ -7,16 +7,20 @@ use clap::{Args, Subcommand};
 
 use super::dev_credentials::DataDir;
 use super::output;
+use super::store_setting::StoreSetting;
 use crate::app::{self, ChangedKey};
 
 /// The commands about the key.
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
     /// Put a new key into the key file of a data directory and seal every signing secret with it; no server may run
-    /// on it. Where the key is a setting, put a new one in front of it instead and restart.
+    /// on it. Where the key is a setting, put a new one in front of it instead and restart; with several nodes on one
+    /// PostgreSQL put it behind the earlier one on all of them first.
     Rotate {
         #[command(flatten)]
         data_dir: DataDir,
+        #[command(flatten)]
+        store: StoreSetting,
         #[command(flatten)]
         setting: KeySetting,
     },
@@ -25,6 +29,8 @@ pub(super) enum KeyCommand {
     Reset {
         #[command(flatten)]
         data_dir: DataDir,
+        #[command(flatten)]
+        store: StoreSetting,
         #[command(flatten)]
         setting: KeySetting,
         /// Do it; without this only the number of those secrets is said.
@@ -59,10 +65,19 @@ impl KeySetting {
     }
 }
 
+/// A node that seals with the new key before the others have it makes secrets that they cannot open.
+const ROTATE_INSTEAD: &str = "there the key is the setting secret_key of every node. Make a new one with `rollcall key generate`, \
+     put it behind the earlier one on one node after the other, restarting each; then in front of it in the same way; then \
+     take the earlier one away";
+
+const RESET_INSTEAD: &str = "put the key that is missing back into secret_key of every node; this version does not replace lost \
+     secrets there";
+
 /// Runs the command.
 pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
     match command {
-        KeyCommand::Rotate { data_dir, setting } => {
+        KeyCommand::Rotate { data_dir, store, setting } => {
+            store.require_embedded(ROTATE_INSTEAD)?;
             if setting.text()?.is_some() {
                 bail!(
                     "the key is a setting: put a new one, from `rollcall key generate`, in front of it and restart"
@@ -80,7 +95,8 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
             output::print(&format!("key {key}: {secrets} signing secrets sealed"))?;
             output::complain("the earlier key is gone from secret.key; keep a copy of the new one");
         }
-        KeyCommand::Reset { data_dir, setting, yes } => {
+        KeyCommand::Reset { data_dir, store, setting, yes } => {
+            store.require_embedded(RESET_INSTEAD)?;
             let data_dir = data_dir.path();
             let keys = setting.text()?;
             let failed = || {

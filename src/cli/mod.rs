@@ -27,6 +27,8 @@ mod service;
 mod settings_flags;
 mod staff;
 mod staff_fields;
+mod store;
+mod store_setting;
 mod subscription;
 mod table;
 
@@ -98,6 +100,9 @@ enum Command {
     /// Replace the key that seals signing secrets, while no server runs.
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Copy everything to another store, while no server runs.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Check and show settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -151,6 +156,7 @@ async fn run_command(command: Command) -> anyhow::Result<()> {
         Command::Audit(command) => audit::run(command).await,
         Command::AdminToken(command) => admin_token::run(command).await,
         Command::Key(command) => key::run(command).await,
+        Command::Store(command) => store::run(command).await,
         Command::Config(command) => config::run(command),
     }
 }

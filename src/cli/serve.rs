@@ -39,15 +39,18 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
 /// Starts the server and says what to do when it cannot.
 pub(super) async fn start(settings: config::Settings) -> anyhow::Result<Running> {
     let listen = settings.listen;
-    let data_dir = settings.data_dir.display().to_string();
+    let place = match settings.store {
+        config::Store::Embedded => format!("the data directory {}", settings.data_dir.display()),
+        config::Store::Postgres(_) => "PostgreSQL".to_owned(),
+    };
     Box::pin(app::start(settings)).await.map_err(|error| {
         let hint = if is_address_in_use(&error) { ADDRESS_HINT } else { "" };
-        anyhow!("cannot start on {listen} with the data directory {data_dir}: {error:#}{hint}")
+        anyhow!("cannot start on {listen} with {place}: {error:#}{hint}")
     })
 }
 
 const ADDRESS_HINT: &str = "\nhint: choose another port with --listen; --listen 127.0.0.1:0 takes any free one. \
-     A second server needs a --data-dir of its own too";
+     A second server needs a --data-dir of its own too, or --store with a PostgreSQL for both";
 
 fn is_address_in_use(error: &anyhow::Error) -> bool {
     error
@@ -88,8 +91,7 @@ pub(super) fn base_url(scheme: &str, address: SocketAddr) -> String {
 
 fn print_welcome(running: &Running, own_token: bool) -> anyhow::Result<()> {
     let url = base_url(running.scheme(), running.address);
-    let mut text =
-        format!("rollcall listens on {url}\ndata directory: {}", running.data_dir.display());
+    let mut text = format!("rollcall listens on {url}\n{}", running.place);
     if let Some(token) = &running.new_admin_token {
         text.push_str(&format!(
             "\n\nadmin token, shown only this once: {token}\n\nnext, make a service and an app:\n  \

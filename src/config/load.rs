@@ -18,12 +18,15 @@ use super::table::{SETTINGS, find, shown_proxy};
 use crate::domain::tenancy::Token;
 use crate::http::tls::TlsFiles;
 use crate::store::keyring::Keyring;
+use crate::store::postgres::Target;
 
 /// Where contacts, events and progress are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Store {
     /// In files below the data directory.
     Embedded,
+    /// In a PostgreSQL, together with other nodes; `secret_key` is set then.
+    Postgres(Box<Target>),
 }
 
 /// Which web origins may call the API.
@@ -55,8 +58,10 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// The directory of the embedded store, as written.
     pub data_dir: PathBuf,
-    /// Which store.
+    /// Which store; from `store` or `store_file`.
     pub store: Store,
+    /// The name of this server among the nodes of a PostgreSQL, when the operator chose one.
+    pub node_name: Option<String>,
     /// The admin token, when the operator chose one; from `admin_token` or `admin_token_file`.
     pub admin_token: Option<Token>,
     /// Where it was read from, if from a file.
@@ -121,6 +126,7 @@ impl fmt::Debug for Settings {
             trusted_proxies,
             data_dir,
             store,
+            node_name,
             admin_token,
             admin_token_file,
             secret_key,
@@ -154,6 +160,7 @@ impl fmt::Debug for Settings {
             .field("trusted_proxies", trusted_proxies)
             .field("data_dir", data_dir)
             .field("store", store)
+            .field("node_name", node_name)
             .field("admin_token", admin_token)
             .field("admin_token_file", admin_token_file)
             .field("secret_key", secret_key)
@@ -225,6 +232,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     let mut reader = Reader { raw: collect(sources) };
     let settings = reader.read_all();
     reader.judge_timeouts(&settings);
+    reader.judge_store(&settings, sources.development);
     let shown = reader.shown();
     if reader.raw.faults.is_empty() {
         return Ok(Loaded { settings, shown, file: sources.config_file() });
@@ -246,7 +254,11 @@ impl Reader {
             tls: self.read_tls_files(),
             trusted_proxies: self.read("trusted_proxies", |text| parse::list(text, parse::network)),
             data_dir: self.read("data_dir", parse::path),
-            store: self.read("store", parse::store),
+            store: self
+                .read_text_or_file("store", parse::store)
+                .0
+                .map_or(Store::Embedded, |target| Store::Postgres(Box::new(target))),
+            node_name: self.read("node_name", parse::node_name),
             admin_token,
             admin_token_file,
             secret_key: self.read_text_or_file("secret_key", parse::secret_key).0,
@@ -343,6 +355,27 @@ impl Reader {
         };
         let why = format!("{other} is {}", self.raw.values[other].text);
         self.refuse(blamed, &why);
+    }
+
+    /// What PostgreSQL asks of the other settings.
+    fn judge_store(&mut self, settings: &Settings, development: bool) {
+        if !matches!(settings.store, Store::Postgres(_)) {
+            return;
+        }
+        let is_written = |name: &str| !self.raw.values[name].text.is_empty();
+        if development {
+            let blamed = if is_written("store_file") { "store_file" } else { "store" };
+            self.refuse(
+                blamed,
+                "`rollcall dev` has the embedded store only; `rollcall serve` can use PostgreSQL",
+            );
+        } else if !is_written("secret_key") && !is_written("secret_key_file") {
+            self.refuse(
+                "secret_key",
+                "with PostgreSQL it must be set, the same for all nodes, because each opens what another has sealed; \
+                 `rollcall key generate` makes one, and secret_key_file may name a file with it",
+            );
+        }
     }
 
     fn refuse(&mut self, name: &str, why: &str) {

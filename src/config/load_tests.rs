@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{CorsOrigins, Loaded, LogFormat, Settings, load};
+use super::{CorsOrigins, Loaded, LogFormat, Settings, Store, load};
 use crate::config::document;
 use crate::config::fault::Faults;
 use crate::config::raw::{Source, Sources};
@@ -185,7 +185,8 @@ fn values_at_their_limits_are_accepted_and_their_neighbours_refused() {
         ],
     );
     check("listen", &["[::1]:0", "0.0.0.0:65535"], &["0.0.0.0", "0.0.0.0:65536", ""]);
-    check("store", &["embedded"], &["sqlite", "postgres://u:p@h/d", ""]);
+    let (name, long) = ("ü".repeat(100), "ü".repeat(101));
+    check("node_name", &["", "a", "web 1", &name], &[&long, "a\nb", "\u{7f}"]);
     check("data_dir", &["x"], &[""]);
     check("admin_token", &["", TOKEN], &[&TOKEN[1..], &format!("{TOKEN} "), &format!("{TOKEN}é")]);
     check(
@@ -208,10 +209,6 @@ fn secrets_are_never_shown() {
     let loaded = with_environment(&[("ROLLCALL_ADMIN_TOKEN", TOKEN)]).unwrap();
     assert_eq!(loaded.settings.admin_token.as_ref().unwrap().reveal(), TOKEN);
     assert!(!format!("{loaded:?}").contains(TOKEN));
-
-    let faults = with_flags(&[("store", "postgres://me:pass@host/db")]).unwrap_err().to_string();
-    assert!(!faults.contains("pass"), "{faults}");
-    assert!(faults.contains("PostgreSQL is planned"), "{faults}");
 
     let loaded = with_flags(&[("proxy", "http://me:hunter2@proxy:3128")]).unwrap();
     assert_eq!(loaded.settings.proxy.as_deref(), Some("http://me:hunter2@proxy:3128"));
@@ -246,6 +243,76 @@ fn keys_of_secrets_are_read_from_the_setting_or_a_file_and_never_shown() {
     assert!(with_flags(&[("secret_key_file", path), ("secret_key", &new)]).is_err());
     let Err(faults) = with_flags(&[("secret_key", "hunter2-hunter2")]) else { panic!("accepted") };
     assert!(!faults.to_string().contains("hunter2"));
+}
+
+const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
+#[test]
+fn store_is_embedded_or_a_postgresql_whose_url_is_never_shown() {
+    let url = "postgres://me:hunter2@db.example:5433/roll";
+    let file = TestFile::new("store", &format!("{url}?sslmode=disable\n"));
+    let path = file.0.to_str().unwrap();
+    for embedded in ["", "embedded"] {
+        let loaded = with_flags(&[("store", embedded)]).unwrap();
+        assert!(matches!(loaded.settings.store, Store::Embedded));
+    }
+
+    for given in [("store", url), ("store_file", path)] {
+        let loaded = with_flags(&[given, ("secret_key", KEY)]).unwrap();
+
+        let Store::Postgres(target) = &loaded.settings.store else { panic!("embedded") };
+        assert!(format!("{target:?}").contains("db.example"), "{target:?}");
+        assert!(!format!("{loaded:?} {:?}", loaded.shown).contains("hunter2"), "{loaded:?}");
+    }
+    let shown = with_flags(&[("store", url), ("secret_key", KEY)]).unwrap().shown;
+    assert!(shown.iter().any(|shown| shown.1 == "postgres://(hidden)"));
+    for refused in [
+        "sqlite",
+        "mysql://me:hunter2@h/d",
+        "me:hunter2@h",
+        "hunter2@h",
+        "/hunter2",
+        "postgres://me:hunter2@h/d?sslmode=prefer",
+        "postgres://me:hunter2@h:port/d",
+        "postgres://me:hun?hunter2@h/d",
+        "postgres://me:1?hunter2@h/d",
+        "postgres://me:hun@hunter2@h/d",
+        "postgres://me@h/d?password=hunter2&what=1",
+        "postgres://me@h/d?password=hunter2&options=1",
+        "postgres://me@h/d?hunter2",
+    ] {
+        let loaded = with_flags(&[("store", refused), ("secret_key", KEY)]);
+        let text = loaded.expect_err(refused).to_string();
+        assert!(text.starts_with("1 fault in"), "{refused}: {text}");
+        assert!(
+            text.contains("store from the flag --store") && !text.contains("hunter2"),
+            "{text}"
+        );
+    }
+    let both = with_flags(&[("store", url), ("store_file", path), ("secret_key", KEY)]);
+    assert!(both.unwrap_err().to_string().contains("store is set too"));
+}
+
+#[test]
+fn postgresql_needs_the_key_of_all_nodes_and_is_not_for_dev() {
+    let url = "postgres://me@127.0.0.1/roll";
+    let key = TestFile::new("store-key", KEY);
+
+    let faults = with_flags(&[("store", url)]).unwrap_err().to_string();
+    assert!(faults.starts_with("1 fault in"), "{faults}");
+    assert!(faults.contains("secret_key from the defaults") && faults.contains("key generate"));
+    // A key that is there and wrong is one fault, not two.
+    for given in [("secret_key", "A"), ("secret_key_file", "/nowhere/key")] {
+        let faults = with_flags(&[("store", url), given]).unwrap_err().to_string();
+        assert!(faults.starts_with("1 fault in"), "{faults}");
+    }
+    with_flags(&[("store", url), ("secret_key_file", key.0.to_str().unwrap())]).unwrap();
+
+    let environment = environment(&[("ROLLCALL_STORE", url)]);
+    let in_dev = load(&Sources { environment, development: true, ..Sources::default() });
+    let faults = in_dev.unwrap_err().to_string();
+    assert!(faults.starts_with("1 fault in"), "{faults}");
+    assert!(faults.contains("`rollcall dev` has the embedded store only"), "{faults}");
 }
 
 #[test]
@@ -334,9 +401,9 @@ fn default_file_holds_every_setting_at_its_default() {
     assert!(loaded.shown.iter().all(|shown| matches!(shown.2, Source::File(_))));
 }
 
-/// Secrets have no examples, and their files must be there.
+/// Secrets have no examples, and their files must be there; PostgreSQL needs a key besides.
 fn is_secret(name: &str) -> bool {
-    name.starts_with("admin_token") || name.starts_with("secret_key")
+    ["admin_token", "secret_key", "store"].iter().any(|secret| name.starts_with(secret))
 }
 
 #[test]

@@ -14,15 +14,20 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use super::duration::parse_within;
-use super::load::{CorsOrigins, LogFormat, Store};
+use super::load::{CorsOrigins, LogFormat};
+use super::table::STORE_SCHEMES;
 use crate::domain::tenancy::Token;
 use crate::store::keyring::Keyring;
+use crate::store::postgres::Target;
 
 /// A value, or why it is refused; the reason may be empty where the rule says it all.
 pub type Parsed<T> = Result<T, String>;
 
 /// Fewest and most characters of an admin token. Fewer can be guessed; more does not fit headers of proxies.
 pub const ADMIN_TOKEN_CHARS: RangeInclusive<usize> = 32..=512;
+
+/// Most characters of a node's name: a column of a table on a terminal.
+pub const NODE_NAME_CHARS_MAX: usize = 100;
 
 /// Fewest and most waits in a retry schedule; twenty of the longest are 140 days.
 pub const RETRY_STEPS: RangeInclusive<usize> = 1..=20;
@@ -56,15 +61,36 @@ pub(super) fn optional_path(text: &str) -> Parsed<Option<PathBuf>> {
     Ok((!text.is_empty()).then(|| PathBuf::from(text)))
 }
 
-/// The store; a database URL is told apart from a misspelling.
-pub(super) fn store(text: &str) -> Parsed<Store> {
-    if text == "embedded" {
-        return Ok(Store::Embedded);
+/// The PostgreSQL to keep everything in, or none for the embedded store.
+pub(super) fn store(text: &str) -> Parsed<Option<Target>> {
+    let text = text.trim();
+    if text.is_empty() || text == "embedded" {
+        return Ok(None);
     }
-    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-        return Err("PostgreSQL is planned, this version has the embedded store only".to_owned());
+    if !STORE_SCHEMES.iter().any(|scheme| text.starts_with(scheme)) {
+        return Err(String::new());
     }
-    Err(String::new())
+    // A password that was not escaped could be taken for a host or an option, and be shown as such.
+    let (address, options) = text.split_once('?').unwrap_or((text, ""));
+    if address.matches('@').count() > 1 || options.contains('@') {
+        return Err("a special character in user or password is not written as %XX".to_owned());
+    }
+    Target::parse(text).map(Some).map_err(|why| format!("it {why}"))
+}
+
+/// The name of a node, or none when the text is empty.
+pub(super) fn node_name(text: &str) -> Parsed<Option<String>> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if text.chars().any(char::is_control) {
+        return Err("it has a control character".to_owned());
+    }
+    match text.chars().count() {
+        count if count > NODE_NAME_CHARS_MAX => Err(format!("it has {count} characters")),
+        _ => Ok(Some(text.to_owned())),
+    }
 }
 
 /// An admin token, or none when the text is empty.

@@ -72,9 +72,10 @@ impl Setting {
     pub fn shown(&self, value: &str) -> String {
         match self.name {
             "admin_token" | "secret_key" if !value.is_empty() => "(hidden)".to_owned(),
-            // A database URL may carry a password, so only its scheme is shown.
-            "store" if value.contains(':') => {
-                format!("{}:(hidden)", value.split(':').next().unwrap_or_default())
+            // A database URL may carry a password, also where it is malformed, so only its scheme is shown.
+            "store" if value.contains([':', '@', '/']) => {
+                let scheme = STORE_SCHEMES.iter().find(|scheme| value.starts_with(**scheme));
+                format!("{}(hidden)", scheme.copied().unwrap_or_default())
             }
             "proxy" => shown_proxy(value),
             _ => value.to_owned(),
@@ -90,6 +91,9 @@ pub(super) fn shown_proxy(value: &str) -> String {
         None => value.to_owned(),
     }
 }
+
+/// What the URL of a PostgreSQL starts with.
+pub(super) const STORE_SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 
 /// What every environment variable of Rollcall starts with.
 pub const VARIABLE_PREFIX: &str = "ROLLCALL_";
@@ -128,7 +132,7 @@ const RETENTION_RULE: &str = "a duration from 1h to 3650d";
 const LIMIT_RULE: &str = "a whole number from 0 to 1000000";
 
 /// Every setting, in the order in which they are explained.
-pub static SETTINGS: [Setting; 33] = [
+pub static SETTINGS: [Setting; 35] = [
     row(
         "listen",
         Kind::Text,
@@ -176,10 +180,33 @@ pub static SETTINGS: [Setting; 33] = [
     row(
         "store",
         Kind::Text,
-        "embedded",
-        "Where contacts, events and progress are kept: in files below the data directory.",
-        "embedded; PostgreSQL is not available in this version",
-        "embedded",
+        "",
+        "Where contacts, events and progress are kept. Empty: in files below `data_dir`, by one server. With the URL of a \
+         PostgreSQL database: there, by as many servers as are given the same URL and the same `secret_key`. Without \
+         `sslmode` a host that is not this machine needs TLS with a certificate that this machine trusts; \
+         `sslmode=disable` turns TLS off, `sslrootcert` names a file of certificates to trust. The URL is never shown. \
+         A flag can be seen in the list of processes, so prefer the environment or `store_file` for a password.",
+        "empty, embedded (the same), or postgres://user:password@host:port/database with special characters as %XX, several \
+         hosts with commas between them",
+        "postgres://rollcall@127.0.0.1/rollcall",
+    ),
+    row(
+        "store_file",
+        Kind::Path,
+        "",
+        "A file that holds the URL in place of `store`, read once at start; white space at its end is ignored. Not together \
+         with `store`.",
+        "a readable file with a URL as in store",
+        "/run/secrets/rollcall-store",
+    ),
+    row(
+        "node_name",
+        Kind::Text,
+        "",
+        "The name of this server among those on the same PostgreSQL, for people: in the log and in the list of nodes. \
+         Nothing depends on it. Empty: the host's name and the port of `listen`.",
+        "1 to 100 characters without control characters, or empty",
+        "rollcall-1",
     ),
     row(
         "admin_token",
@@ -205,7 +232,7 @@ pub static SETTINGS: [Setting; 33] = [
         Kind::Text,
         "",
         "The key that seals signing secrets in the store. It is never printed. Empty: it is made at the first start and \
-         kept in `secret.key` in the data directory. To replace it put a new one in front of it and start again, which \
+         kept in `secret.key` in the data directory; with PostgreSQL it must be set, the same for all nodes. To replace it put a new one in front of it and start again, which \
          seals everything with the first; then take the other away. `rollcall key generate` makes one. A flag can be \
          seen in the list of processes, so prefer the environment or `secret_key_file`.",
         "32 random bytes in base64, 44 characters; up to 8 such keys with commas between them, the newest first",

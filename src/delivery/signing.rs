@@ -36,7 +36,7 @@ pub const SECRET_BYTES_MAX: usize = 64;
 /// The tolerance of the Standard Webhooks libraries. More lets a captured request be replayed longer, less refuses receivers whose clock is off.
 pub const TIMESTAMP_TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
-const SECRET_PREFIX: &str = "whsec_";
+const SECRET_PREFIX: &str = SigningSecret::PREFIX;
 const SIGNATURE_PREFIX: &str = "v1,";
 
 /// Length of `v1,` and 44 characters of base64: saves growing the header's text.

@@ -80,6 +80,11 @@ pub const SIGNING_SECRET_BYTES: usize = 32;
 #[derive(Clone, PartialEq, Eq)]
 pub struct SigningSecret(pub Vec<u8>);
 
+impl SigningSecret {
+    /// What its text starts with.
+    pub const PREFIX: &'static str = "whsec_";
+}
+
 impl fmt::Debug for SigningSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SigningSecret(hidden)")

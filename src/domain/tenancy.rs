@@ -166,7 +166,7 @@ impl fmt::Debug for Token {
 }
 
 /// SHA-256 of a token. A token has 256 random bits, so a slow password hash would add nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenHash(pub [u8; 32]);
 
 impl TokenHash {

@@ -11,6 +11,8 @@ use axum::body::Body;
 use axum::response::Response;
 
 use crate::domain::contact::FieldError;
+use crate::domain::subscription::SigningSecret;
+use crate::domain::tenancy::Token;
 use crate::store;
 
 /// The request is wrong: malformed, out of limits, or in conflict.
@@ -108,6 +110,7 @@ impl ApiError {
     /// 404: unknown path.
     #[must_use]
     pub fn unknown_path(method: &str, path: &str) -> Self {
+        let (method, path) = (shown_method(method), shown_path(path));
         let message = format!("method not found, method: {method} url: {path}");
         Self::new(StatusCode::NOT_FOUND, CODE_METHOD, message)
     }
@@ -242,6 +245,20 @@ fn json_response(status: StatusCode, body: String) -> Response {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// A method as it may be shown: one that is in use, else `other`, because anything may stand in its place.
+#[must_use]
+pub fn shown_method(method: &str) -> &str {
+    const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    if KNOWN.contains(&method) { method } else { "other" }
+}
+
+/// A path that leads nowhere, unless a token or signing secret was put into it by mistake: answers end in the logs of
+/// callers.
+fn shown_path(path: &str) -> &str {
+    let secrets = [Token::APP_PREFIX, Token::ADMIN_PREFIX, SigningSecret::PREFIX];
+    if secrets.iter().any(|secret| path.contains(secret)) { "(hidden)" } else { path }
 }
 
 #[cfg(test)]

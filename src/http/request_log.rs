@@ -163,16 +163,7 @@ pub fn log_request(
     id: &str,
     caller: Option<&Caller>,
 ) {
-    let known = [
-        Method::GET,
-        Method::HEAD,
-        Method::POST,
-        Method::PUT,
-        Method::PATCH,
-        Method::DELETE,
-        Method::OPTIONS,
-    ];
-    let method = if known.contains(method) { method.as_str() } else { "other" };
+    let method = envelope::shown_method(method.as_str());
     let service_id = caller.map(|caller| tracing::field::display(caller.service()));
     let app_id = caller.map(|caller| tracing::field::display(caller.app()));
     tracing::info!(

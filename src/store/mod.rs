@@ -10,6 +10,7 @@ mod audit_rows;
 pub mod command;
 #[cfg(test)]
 pub mod conformance;
+pub mod copy;
 pub mod keyring;
 pub mod postgres;
 pub mod queue;

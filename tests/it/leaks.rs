@@ -151,7 +151,10 @@ async fn mistakes(server: &TestServer, app: &Api, used: &mut Used) {
     used.error(app.with_token(None).get(&format!("/event-hooks?token={token}")).await);
     used.error(app.get(&format!("/staff-contact-events?after={token}")).await);
     used.error(app.get(&format!("/contacts/staff/{token}")).await);
-    // Not in an unknown path: the reference answers that with the path itself, to the caller alone.
+    // Where the reference's text names method and path as they were sent.
+    used.error(app.get(&format!("/{token}/nowhere")).await);
+    let method = Method::from_bytes(token.as_bytes()).unwrap();
+    used.error(app.send(method, "/contacts/staff", "").await);
     used.error(server.anyone(Some(&token)).get("/nowhere").await);
     used.error(server.anyone(Some(&token)).get("/v1/admin/services").await);
     used.error(app.with_header("idempotency-key", "é").get("/nowhere").await);

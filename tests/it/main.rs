@@ -26,6 +26,7 @@ mod delivery_retry;
 mod delivery_scale;
 mod delivery_signing;
 mod delivery_targets;
+mod harness_postgres;
 mod hostile_callers;
 mod leaks;
 mod listener_tls;

@@ -1,7 +1,5 @@
 //! The rare commands: what they change, tell and note, and what is read back.
 
-use crate::store::postgres::test_stage::{EPOCH, NOW, Stage, disable, enable, hash, held};
-use crate::store::postgres::{secrets, tenancy};
 use crate::domain::audit::{Action, Entry, SERVER};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::ContactId;
@@ -9,6 +7,8 @@ use crate::domain::shard::shard_of;
 use crate::domain::subscription::{Enabled, SigningSecret, StoredSecret};
 use crate::domain::tenancy::{Scopes, TokenHash};
 use crate::store::command::{Command, Reply};
+use crate::store::postgres::test_stage::{EPOCH, NOW, Stage, disable, enable, hash, held};
+use crate::store::postgres::{secrets, tenancy};
 use crate::store::rows::{
     DeliveryQuery, DeliveryState, LaterEvents, ReplayFrom, Replayed, done_of,
 };

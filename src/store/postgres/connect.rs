@@ -108,6 +108,17 @@ impl Target {
         Ok(Self { config, tls: MakeRustlsConnect::new(tls) })
     }
 
+    /// Where it is, for people: hosts and database, without user and password.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let host = |host: &Host| match host {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(path) => path.display().to_string(),
+        };
+        let hosts: Vec<_> = self.config.get_hosts().iter().map(host).collect();
+        format!("postgres://{}/{}", hosts.join(","), self.config.get_dbname().unwrap_or_default())
+    }
+
     /// Makes a connection. `heard` is called with each notification and notice, on the connection's task.
     pub(super) async fn connect(
         &self,

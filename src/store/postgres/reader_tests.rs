@@ -1,12 +1,12 @@
 //! Reads of many rows: pages of one state, and the audit log by halving.
 
-use crate::store::postgres::audit;
-use crate::store::postgres::test_stage::{NOW, Stage};
 use crate::domain::audit::{Action, Origin};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::EventKind;
 use crate::domain::id::{ContactId, ServiceId};
 use crate::store::audit_rows::Audit;
+use crate::store::postgres::audit;
+use crate::store::postgres::test_stage::{NOW, Stage};
 use crate::store::rows::{AuditQuery, ContactQuery};
 use crate::store::{Error, Read};
 

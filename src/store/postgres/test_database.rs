@@ -9,6 +9,7 @@ use super::migrate::migrate;
 pub(super) struct TestDatabase {
     server: String,
     name: String,
+    pub(super) url: String,
     pub(super) target: Target,
 }
 
@@ -19,9 +20,10 @@ impl TestDatabase {
         let name = format!("rollcall_test_{}", Uuid::now_v7().simple());
         run_on(&server, &format!("CREATE DATABASE {name}")).await;
         let (address, _) = server.rsplit_once('/').expect("a URL with a database");
-        let target = Target::parse(&format!("{address}/{name}")).expect("a URL");
+        let url = format!("{address}/{name}");
+        let target = Target::parse(&url).expect("a URL");
         migrate(&mut target.connect_plain().await.expect("a connection")).await.expect("tables");
-        Self { server, name, target }
+        Self { server, name, url, target }
     }
 }
 

@@ -59,9 +59,18 @@ impl Stage {
     }
 
     pub(super) async fn try_run(&self, command: &Command) -> Result<(Reply, Commit), Error> {
-        self.sql("BEGIN").await;
+        self.try_run_on(&self.client, command).await
+    }
+
+    /// As the writer of another node.
+    pub(super) async fn try_run_on(
+        &self,
+        client: &ClientWrapper,
+        command: &Command,
+    ) -> Result<(Reply, Commit), Error> {
+        client.batch_execute("BEGIN").await.unwrap();
         let mut change = Change {
-            client: &self.client,
+            client,
             ids: &self.ids,
             keys: &self.keys,
             now: self.now,
@@ -78,7 +87,8 @@ impl Stage {
         }
         .await;
         let commit = change.commit;
-        self.sql(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+        let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        client.batch_execute(end).await.unwrap();
         Ok((done?, commit))
     }
 

@@ -1,12 +1,12 @@
 //! Upkeep: what is over goes in slices, and what was still owed becomes a gap that other nodes hear of.
 
-use crate::store::postgres::test_stage::{NOW, Stage, disable, enable};
 use super::{Slice, Upkeep};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::shard::shard_of;
 use crate::store::Read;
 use crate::store::command::Command;
+use crate::store::postgres::test_stage::{NOW, Stage, disable, enable};
 use crate::store::retention::Retention;
 use crate::store::rows::AuditQuery;
 
@@ -221,4 +221,25 @@ async fn old_entries_of_all_services_go_and_numbers_go_on() {
     assert_eq!(page.entries.iter().map(|entry| entry.number).collect::<Vec<_>>(), [6]);
     assert_eq!(rows(&stage, "audit").await, 1);
     assert_eq!(stage.count("server_audit").await, 1);
+}
+
+#[tokio::test]
+async fn upkeep_finds_what_is_over_without_looking_at_every_row() {
+    let stage = Stage::new().await;
+    // Whatever the planner thinks of empty tables.
+    stage.sql("SET enable_seqscan = off").await;
+    for query in [
+        "SELECT service FROM services WHERE hidden LIMIT 1",
+        "SELECT ctid FROM app_tokens WHERE expires_at <= 5 LIMIT 9 FOR UPDATE SKIP LOCKED",
+        "SELECT ctid FROM app_secrets WHERE expires_at <= 5 LIMIT 9 FOR UPDATE SKIP LOCKED",
+        "SELECT ctid FROM idempotency_keys WHERE at <= 5 LIMIT 9 FOR UPDATE SKIP LOCKED",
+        "SELECT ctid FROM failed_attempts WHERE at < 5 ORDER BY at LIMIT 9 FOR UPDATE SKIP LOCKED",
+        "SELECT ctid FROM groups WHERE at < 5 LIMIT 9 FOR UPDATE SKIP LOCKED",
+        "DELETE FROM groups WHERE ctid = ANY(ARRAY(SELECT ctid FROM groups WHERE at < 5 LIMIT 9))",
+    ] {
+        let rows = stage.client.query(&format!("EXPLAIN {query}"), &[]).await.unwrap();
+        let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        let plan = plan.join("\n");
+        assert!(plan.contains("Index") && !plan.contains("Seq Scan"), "{query}: {plan}");
+    }
 }

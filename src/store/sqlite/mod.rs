@@ -5,6 +5,7 @@
 
 mod audit;
 mod contacts;
+pub mod copying;
 mod deliveries;
 mod emails;
 mod events;
@@ -100,6 +101,7 @@ impl Embedded {
         make_directory(directory)?;
         let lock = lock_directory(directory)?;
         let (path, mut connection) = open_database(directory)?;
+        copying::check_mark(&connection)?;
         let keys = match keys {
             Keys::File => {
                 let keys = find_keys(directory, &connection)?;

@@ -79,6 +79,22 @@ impl Process {
         rustix::process::kill_process(id, signal).unwrap();
     }
 
+    /// SIGSTOP; waits until every thread has stopped, which is a moment after the signal was given.
+    pub(super) fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        let deadline = Instant::now() + super::PATIENCE;
+        let has_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+            // Number, name in parentheses, state. A thread that has just ended is as good as stopped.
+            stat.map_or(true, |stat| stat.rsplit_once(") ").unwrap().1.starts_with('T'))
+        };
+        let tasks = format!("/proc/{}/task", self.id());
+        while !std::fs::read_dir(&tasks).unwrap().all(has_stopped) {
+            assert!(Instant::now() < deadline, "the process does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     pub(super) fn kill(&mut self) {
         // An error means that it has already ended.
         drop(self.child.kill());

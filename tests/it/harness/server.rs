@@ -21,6 +21,9 @@ use super::process::Process;
 /// The admin token that servers started with `serve` are given.
 const ADMIN_TOKEN: &str = "admin-token-of-the-system-tests-0123456789";
 
+/// The key of signing secrets that all nodes on one PostgreSQL are given.
+const SECRET_KEY: &str = "QkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkI=";
+
 /// A directory that goes away with the last server on it.
 #[derive(Debug)]
 struct TestDir(PathBuf);
@@ -68,6 +71,13 @@ impl Builder {
     pub(crate) fn serve(mut self) -> Self {
         self.command = "serve";
         self
+    }
+
+    /// `rollcall serve` as a node of this name on a PostgreSQL. The first one on an empty database is started with
+    /// [`Self::start`], the others with [`Self::start_as`] and the credentials of the first.
+    pub(crate) fn node(mut self, store: &str, name: &str) -> Self {
+        self.environment.push(("ROLLCALL_SECRET_KEY", SECRET_KEY.into()));
+        self.serve().flag("--store", store).flag("--node-name", name)
     }
 
     /// One more flag with its value.
@@ -303,6 +313,16 @@ impl TestServer {
     /// SIGKILL, as the kernel gives it when memory is short.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
+    }
+
+    /// SIGSTOP: when this returns it does nothing any more, and it has closed nothing.
+    pub(crate) fn pause(&self) {
+        self.process.pause();
+    }
+
+    /// SIGCONT: it goes on where it was.
+    pub(crate) fn resume(&self) {
+        self.process.signal(rustix::process::Signal::CONT);
     }
 
     /// SIGHUP: read again what can be read again.

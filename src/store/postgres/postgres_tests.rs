@@ -1,0 +1,45 @@
+use std::sync::Arc;
+
+use super::test_database::TestDatabase;
+use super::{Options, Postgres, Target};
+use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::shard::Shard;
+use crate::store::conformance;
+use crate::store::keyring::{Key, Keyring};
+use crate::store::sqlite::retention::Retention;
+
+pub(super) fn options() -> Options {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let keys = Keyring::new(vec![Key::random().unwrap()]).unwrap();
+    Options { clock, retention: Retention::FOREVER, keys }
+}
+
+/// Opens the store as the only node, with every shard as it was made.
+pub(super) async fn open_alone(database: &TestDatabase) -> Postgres {
+    open_at(&database.target).await
+}
+
+/// As [`open_alone`], by another way to the database.
+pub(super) async fn open_at(target: &Target) -> Postgres {
+    let postgres = Postgres::open(target, options()).await.unwrap();
+    for shard in Shard::all() {
+        postgres.ownership.gain(shard, 0);
+    }
+    postgres
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conforms() {
+    let opened = std::sync::Mutex::new(Vec::new());
+    conformance::run(|| async {
+        let database = TestDatabase::new().await;
+        let postgres = open_alone(&database).await;
+        let store = postgres.store.clone();
+        opened.lock().unwrap().push((postgres, database));
+        store
+    })
+    .await;
+    for (postgres, _database) in opened.into_inner().unwrap() {
+        postgres.close().await;
+    }
+}
