@@ -19,6 +19,7 @@ mod overlay;
 mod ownership;
 mod progress;
 mod reader;
+mod retention;
 mod secrets;
 mod session;
 mod statements;
@@ -26,6 +27,9 @@ mod subscriptions;
 mod tenancy;
 #[cfg(test)]
 mod test_database;
+#[cfg(test)]
+mod test_stage;
+mod upkeep;
 mod writer;
 
 use std::sync::Arc;
@@ -42,7 +46,7 @@ use self::reader::{Broken, Reader};
 use self::writer::Writer;
 use super::keyring::Keyring;
 use super::queue::{Queue, Tickets, Write};
-use super::sqlite::retention::Retention;
+use super::retention::Retention;
 use super::{Answer, Commit, Error, Read, Store};
 use crate::domain::clock::Clock;
 use crate::domain::lease::Lease;
@@ -219,6 +223,9 @@ fn unavailable(error: &tokio_postgres::Error) -> Error {
     Error::Unavailable(why(error))
 }
 
+#[cfg(test)]
+#[path = "lock_order_tests.rs"]
+mod lock_order_tests;
 #[cfg(test)]
 #[path = "steps_tests.rs"]
 mod steps_tests;
