@@ -31,8 +31,8 @@ use crate::http::places::Places;
 use crate::http::tls::Tls;
 use crate::store::copy::Side;
 use crate::store::keyring::{Key, KeyId, Keyring};
-use crate::store::postgres::Target;
 use crate::store::postgres::copying::PostgresSide;
+use crate::store::postgres::{self, Postgres, Target};
 use crate::store::sqlite::copying::SqliteSide;
 use crate::store::sqlite::retention::Retention;
 use crate::store::sqlite::{Embedded, Keys};
@@ -92,6 +92,8 @@ impl std::fmt::Display for Place {
 enum OpenStore {
     /// In files.
     Embedded(Embedded),
+    /// In a database that other nodes have open too.
+    Postgres(Postgres),
 }
 
 impl OpenStore {
@@ -111,8 +113,8 @@ impl OpenStore {
             }
             config::Store::Postgres(target) => {
                 let node = settings.node_name.clone().unwrap_or_else(|| usual_node_name(address));
-                let opened = open_postgres(settings, target, clock, &node).await?;
-                Ok((opened, Place::Postgres { node }))
+                let postgres = open_postgres(settings, target, clock).await?;
+                Ok((Self::Postgres(postgres), Place::Postgres { node }))
             }
         }
     }
@@ -121,6 +123,7 @@ impl OpenStore {
     fn store(&self) -> Store {
         match self {
             Self::Embedded(embedded) => embedded.store.clone(),
+            Self::Postgres(postgres) => postgres.store.clone(),
         }
     }
 
@@ -128,6 +131,7 @@ impl OpenStore {
     fn is_writing(&self) -> bool {
         match self {
             Self::Embedded(embedded) => embedded.is_writing(),
+            Self::Postgres(postgres) => postgres.is_writing(),
         }
     }
 
@@ -136,9 +140,10 @@ impl OpenStore {
         match self {
             Self::Embedded(embedded) => {
                 tokio::task::spawn_blocking(move || embedded.close()).await?;
-                Ok(())
             }
+            Self::Postgres(postgres) => postgres.close().await,
         }
+        Ok(())
     }
 }
 
@@ -259,14 +264,15 @@ fn make_http(
     Arc::new(Http::new(&http_settings(settings), Arc::clone(&store.read), clock, epoch, uses))
 }
 
-/// Opens the PostgreSQL of these settings. The back end is not there yet.
 async fn open_postgres(
-    _settings: &Settings,
-    _target: &Target,
-    _clock: Arc<dyn Clock>,
-    _node: &str,
-) -> anyhow::Result<OpenStore> {
-    bail!("this version cannot keep anything in PostgreSQL yet: leave the setting store empty")
+    settings: &Settings,
+    target: &Target,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<Postgres> {
+    let keys = settings.secret_key.clone();
+    let keys = keys.context("PostgreSQL needs secret_key, the same for all nodes")?;
+    let options = postgres::Options { clock, retention: retention_of(settings), keys };
+    Ok(Postgres::open(target, options).await?)
 }
 
 /// Tells the nodes of several machines apart, and several on one machine.
