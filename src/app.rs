@@ -23,6 +23,7 @@ use crate::delivery::target_guard::{self, SystemResolver, TargetGuard};
 use crate::directory::Directory;
 use crate::domain::audit::Origin;
 use crate::domain::clock::{Clock, SystemClock, Timestamp};
+use crate::domain::lease::Lease;
 use crate::domain::tenancy::Token;
 use crate::feed::Feed;
 use crate::http::Http;
@@ -232,6 +233,7 @@ async fn build(
         proxy: settings.proxy.clone(),
         // As many again as may be in flight, at most.
         kept_max: sender::KEPT_MAX_DEFAULT.min(descriptors / 2),
+        lease: Lease::forever(),
     };
     let sender = Arc::new(Sender::new(&sender_settings, guard, Arc::clone(&clock))?);
     let engine_settings = engine_settings(settings, descriptors)?;

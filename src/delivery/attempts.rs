@@ -3,7 +3,11 @@
 //! `driver.rs` launches one for each attempt that starts by anything but the end of another. Under load the tasks of a
 //! lane therefore go on: nothing is spawned, and their timer is set once for many attempts. Whatever happens to an
 //! attempt once its task runs, its lane is stepped, or its contact would stay busy for ever.
+//!
+//! Where several nodes share the sending, an attempt is aborted when its term of the node's lease is over or its shard is
+//! lost. What such an attempt seems to have ended with says nothing of the receiver.
 
+use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -15,6 +19,7 @@ use super::sender::{Answer, Attempt, AttemptTimer, Line};
 use super::target_guard::Step;
 use crate::domain::event::Event;
 use crate::domain::id::ContactId;
+use crate::domain::lease::Term;
 use crate::domain::subscription::StoredSecret;
 use crate::store::rows::FailedAttempt;
 
@@ -30,6 +35,10 @@ pub(super) struct Starting {
     /// None when the rules for targets have changed since the URL was verified.
     pub(super) line: Option<Arc<Line>>,
     pub(super) secrets: Arc<[StoredSecret]>,
+    /// In which it may be made.
+    pub(super) term: Term,
+    /// How often its lane was lost when it began.
+    pub(super) losses: u32,
 }
 
 /// Makes this attempt, and those that follow from its end.
@@ -40,8 +49,11 @@ pub(super) async fn run(lane: Arc<LaneDriver>, first: Starting) {
     let mut next = Some(first);
     while let Some(starting) = next {
         let mut ending = Ending::new(&lane, &starting);
+        let (term, losses) = (starting.term.clone(), starting.losses);
         tokio::select! {
             biased;
+            // First of all: an attempt whose time is over must not even try another connection.
+            () = over(&lane, &term, losses) => ending.aborted = true,
             answer = attempt(&lane, starting, &mut timer) => ending.answer = answer,
             // The server stops, and nobody is to be told any more.
             () = &mut stopped => {
@@ -49,12 +61,32 @@ pub(super) async fn run(lane: Arc<LaneDriver>, first: Starting) {
                 return;
             }
         }
+        // A success is one, whenever it came. Anything else may be what refused writes and closed connections look like.
+        let delivered =
+            ending.answer.as_ref().is_some_and(|answer| answer.outcome == Outcome::Delivered);
+        ending.aborted |= !delivered && term.is_over();
+        ending.aborted |= !term.is_forever() && lane.losses() != losses;
         // One that found nothing to send because the server stops has not failed.
         if ending.answer.is_none() && stopping.is_cancelled() {
             ending.told = true;
             return;
         }
         next = ending.end();
+    }
+}
+
+/// Waits until an attempt may not go on: its term is over, or its shard lost.
+async fn over(lane: &LaneDriver, term: &Term, losses: u32) {
+    if term.is_forever() {
+        return pending().await;
+    }
+    let mut lost = lane.shared().watch_losses();
+    let mut ended = pin!(term.clone().over());
+    while lane.losses() == losses {
+        tokio::select! {
+            () = &mut ended => return,
+            changed = lost.changed() => if changed.is_err() { return },
+        }
     }
 }
 
@@ -111,6 +143,8 @@ struct Ending {
     number: u32,
     /// `None` when nothing could be sent.
     answer: Option<Answer>,
+    /// Whether it was not to be finished.
+    aborted: bool,
     /// Whether the lane knows, or need not know.
     told: bool,
 }
@@ -118,7 +152,8 @@ struct Ending {
 impl Ending {
     fn new(lane: &Arc<LaneDriver>, starting: &Starting) -> Self {
         let Starting { contact, sequence, number, .. } = *starting;
-        Self { lane: Arc::clone(lane), contact, sequence, number, answer: None, told: false }
+        let lane = Arc::clone(lane);
+        Self { lane, contact, sequence, number, answer: None, aborted: false, told: false }
     }
 
     /// Steps the lane; gives the attempt that follows.
@@ -128,6 +163,10 @@ impl Ending {
 
     fn tell(&mut self) -> Option<Starting> {
         self.told = true;
+        if self.aborted {
+            self.lane.abort_attempt(self.contact);
+            return None;
+        }
         let outcome = self.answer.as_ref().map_or(Outcome::Failed, |answer| answer.outcome);
         let failed =
             matches!(outcome, Outcome::Failed | Outcome::Gone).then(|| self.failed_attempt());

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use super::Step;
 use super::connector::Connector;
 use super::stream::Connection;
+use crate::domain::lease::Lease;
 
 /// Most bytes of an answer's headers. Less refuses receivers behind talkative proxies, more is memory that
 /// any receiver can take for each attempt.
@@ -56,6 +57,8 @@ pub(super) struct Route {
     connector: Arc<Connector>,
     port: u16,
     server_name: Option<ServerName<'static>>,
+    /// Under which its connections are opened and written to.
+    lease: Lease,
     slot: Weak<Slot>,
     reach: Mutex<Reach>,
     /// Whether the receiver has agreed on HTTP/2.
@@ -115,9 +118,12 @@ impl Hold {
         let route = Arc::clone(&self.route);
         let addresses = Arc::clone(&route.reach().addresses);
         let server_name = route.server_name.as_ref();
+        let term = route.lease.term(&route.connector.clock);
         let mut opening = pin!(route.connector.open(&addresses, route.port, server_name, by));
         let opened = poll_fn(|cx| {
-            if route.wants(&mut self.in_background) {
+            if term.is_over() {
+                Poll::Ready(Err(Step::Local))
+            } else if route.wants(&mut self.in_background) {
                 opening.as_mut().poll(cx)
             } else {
                 Poll::Ready(Err(Step::Connect))
@@ -132,7 +138,8 @@ impl Hold {
         let room = route.connector.open.load(Ordering::Relaxed) <= route.connector.kept_max;
         let keep = room && self.is_judged(address);
         let state = Arc::new(State::new(Arc::clone(&route), http2));
-        let connection = Connection::new(stream, state, self, keep, &route.connector.patience);
+        let connection =
+            Connection::new(stream, state, self, keep, term, &route.connector.patience);
         Ok(TokioIo::new(connection))
     }
 
@@ -309,6 +316,13 @@ impl tower::Service<Uri> for Opener {
     }
 }
 
+/// Where a client's connections lead to, apart from the addresses, and under which lease.
+pub(super) struct Destination<'a> {
+    pub(super) port: u16,
+    pub(super) server_name: Option<&'a ServerName<'static>>,
+    pub(super) lease: &'a Lease,
+}
+
 /// A client with what it is bound to.
 pub(super) struct LineClient {
     http: Client<Opener, Full<Bytes>>,
@@ -322,14 +336,15 @@ impl LineClient {
     pub(super) fn new(
         connector: &Arc<Connector>,
         addresses: &Arc<[IpAddr]>,
-        (port, server_name): (u16, Option<&ServerName<'static>>),
+        destination: &Destination<'_>,
         slot: &Arc<Slot>,
     ) -> Self {
         let (addresses, live) = (Arc::clone(addresses), Vec::new());
         let route = Arc::new(Route {
             connector: Arc::clone(connector),
-            port,
-            server_name: server_name.cloned(),
+            port: destination.port,
+            server_name: destination.server_name.cloned(),
+            lease: destination.lease.clone(),
             slot: Arc::downgrade(slot),
             reach: Mutex::new(Reach { addresses: Arc::clone(&addresses), live, others: 0 }),
             http2: AtomicBool::new(false),

@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 
 use super::stream::{Patience, Stream};
 use super::{SenderError, Step};
+use crate::domain::clock::Clock;
 
 /// Most bytes of the proxy's answer to CONNECT; it has no body, and its headers are of no interest.
 const PROXY_ANSWER_BYTES_MAX: usize = 8 * 1024;
@@ -41,6 +42,8 @@ pub(super) struct Connector {
     pub(super) open: AtomicUsize,
     /// How many may be open for one to be kept.
     pub(super) kept_max: usize,
+    /// The clock of the lease.
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 impl Connector {

@@ -55,7 +55,7 @@ struct State {
     events: Loaded,
     held_max: usize,
     /// Failed attempts to be recorded next, and those of the record that is under way.
-    failed: VecDeque<FailedAttempt>,
+    failed: Vec<FailedAttempt>,
     failed_recording: Vec<FailedAttempt>,
     timer: Option<Moment>,
     reported: Report,
@@ -64,6 +64,12 @@ struct State {
     halts: u64,
     /// The engine wanted to load it while a record was under way.
     load_deferred: bool,
+    /// It starts nothing any more, for good: only a new lane may.
+    drained: bool,
+    /// Its shard is not this node's any more.
+    lost: bool,
+    /// How often it was lost: attempts that began before that are over.
+    losses: u32,
     head: u64,
     /// Under which its row was read; goes back with each record.
     epoch: u64,
@@ -89,13 +95,16 @@ impl LaneDriver {
             secrets: Arc::new([]),
             events: Loaded::new(Arc::clone(&shared.budget)),
             held_max: HELD_MAX,
-            failed: VecDeque::new(),
+            failed: Vec::new(),
             failed_recording: Vec::new(),
             timer: None,
             reported: Report { permits: 0, doubtful: false, wanted: 0 },
             halted: true,
             halts: 0,
             load_deferred: false,
+            drained: false,
+            lost: false,
+            losses: 0,
             head: 0,
             epoch: 0,
         };
@@ -128,6 +137,7 @@ impl LaneDriver {
                 state.halts += 1;
                 self.shared.note_halted(self.key);
             }
+            Input::Drain => state.drained = true,
             _ => {}
         }
         // Whether an attempt hangs is looked at where it matters: when more are to start, and in the tick that the engine
@@ -293,7 +303,7 @@ impl LaneDriver {
         number: u32,
     ) -> Starting {
         if state.line.is_none() {
-            state.line = self.shared.sender.line(&state.url).ok().map(Arc::new);
+            state.line = self.shared.sender.line_under_lease(&state.url).ok().map(Arc::new);
         }
         Starting {
             contact,
@@ -302,6 +312,8 @@ impl LaneDriver {
             event: state.events.take(sequence),
             line: state.line.clone(),
             secrets: Arc::clone(&state.secrets),
+            term: self.shared.sender.term(),
+            losses: state.losses,
         }
     }
 
@@ -321,7 +333,7 @@ impl LaneDriver {
     ) -> Option<Starting> {
         let mut state = self.lock();
         if let Some(failed) = failed {
-            state.failed.push_back(failed);
+            state.failed.push(failed);
             state.keep_failed(Vec::new());
         }
         let doubtful = state.reported.doubtful || outcome != Outcome::Delivered;
@@ -332,6 +344,47 @@ impl LaneDriver {
         let next = starting.next();
         self.launch(starting);
         next
+    }
+
+    /// Ends an attempt that the node had no right to finish: nothing is known of it, and its lane goes on from its row,
+    /// should the node have the right again.
+    pub(super) fn abort_attempt(self: &Arc<Self>, contact: ContactId) {
+        let mut state = self.lock();
+        if !state.halted {
+            self.step_locked(&mut state, Input::Halt);
+        }
+        // What a halted lane is told of attempts is forgotten with the next start, except for a success. A pause is no
+        // failure of anybody.
+        let outcome = Outcome::Pause { after: None };
+        self.step_locked(&mut state, Input::Ended { contact, outcome, keep_permit: false });
+    }
+
+    /// Stops at once: its shard is not this node's any more.
+    pub(super) fn lose(self: &Arc<Self>) {
+        let mut state = self.lock();
+        state.lost = true;
+        state.losses = state.losses.wrapping_add(1);
+        self.step_locked(&mut state, Input::Halt);
+    }
+
+    /// Whether its shard was lost, and it was not started since.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lock().lost
+    }
+
+    /// Its shard is this node's again, but it cannot be started.
+    pub(super) fn regain(&self) {
+        self.lock().lost = false;
+    }
+
+    /// How often it was lost.
+    pub(super) fn losses(&self) -> u32 {
+        self.lock().losses
+    }
+
+    /// Whether it starts nothing any more, for good.
+    pub(super) fn is_drained(&self) -> bool {
+        self.lock().drained
     }
 
     pub(super) const fn shared(&self) -> &Arc<Shared> {
@@ -405,6 +458,11 @@ impl LaneDriver {
                     tracing::debug!(error = %error, "results not recorded, trying again");
                 }
                 self.step(Input::NotRecorded { number, superseded });
+                // A change of the subscription has halted it before. Else another node has the shard, or changed the
+                // subscription, and that is yet to be heard: the comparison loads it anew.
+                if superseded && !self.halted() {
+                    self.step(Input::Halt);
+                }
             }
         }
         if std::mem::take(&mut self.lock().load_deferred) {
@@ -450,6 +508,10 @@ impl LaneDriver {
             state.line = None;
         }
         state.halted = false;
+        state.lost = false;
+        if self.shared.is_draining(self.key.1) {
+            self.step_locked(&mut state, Input::Drain);
+        }
         let moment = |at: Timestamp| now.minus(wall.since(at));
         let schedule = &self.shared.settings.retry_schedule;
         let held = row.held.iter().map(|held| HeldDelivery {
@@ -513,9 +575,7 @@ impl LaneDriver {
 impl State {
     /// Keeps failed attempts for the next record; they ended before those that wait for it.
     fn keep_failed(&mut self, failed: Vec<FailedAttempt>) {
-        for attempt in failed.into_iter().rev() {
-            self.failed.push_front(attempt);
-        }
+        self.failed.splice(0..0, failed);
         let surplus = self.failed.len().saturating_sub(FAILED_WAITING_MAX);
         self.failed.drain(..surplus);
     }
@@ -552,6 +612,7 @@ mod tests {
 
     #[test]
     fn a_hundred_thousand_idle_lanes_have_room() {
-        assert!(size_of::<LaneDriver>() + 2 * size_of::<usize>() <= SIZE_CLASS);
+        let size = size_of::<LaneDriver>() + 2 * size_of::<usize>();
+        assert!(size <= SIZE_CLASS, "{size}");
     }
 }

@@ -5,30 +5,34 @@
 //! run in tasks (`attempts.rs`). What it hears is a level (heads, "this subscription changed"), not a queue: a lost
 //! signal costs latency only, and all heads are compared once a second. Whatever has not moved since it was compared
 //! needs no look: so what is idle costs nothing, however many lanes there are.
+//!
+//! Where several nodes share the sending, this one has the lanes of its shards: gained ones are built (`loading.rs`), lost
+//! ones stop at once, and those that are handed over are drained first.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::budget::Budget;
 use super::driver::LaneDriver;
 use super::lane::{self, Input, LaneState};
+use super::loading::{self, Meanwhile};
 use super::recent::RecentEvents;
 use super::sender::Sender;
 use super::slots::Slots;
 use crate::domain::clock::{Clock, Moment};
 use crate::domain::id::{AppId, ServiceId};
+use crate::domain::shard::{Shard, shard_of};
 use crate::store::{Commit, Error, Store};
 
 /// How often all heads are compared, lost signals found and doubtful lanes counted anew.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
-/// Wait after the store did not answer.
-const STORE_RETRY: Duration = Duration::from_millis(200);
 /// How often a stop looks whether everything has ended.
 const STOP_POLL: Duration = Duration::from_millis(5);
 
@@ -46,10 +50,12 @@ pub struct Settings {
 
 /// What was heard since the engine's task last looked.
 #[derive(Default)]
-struct Heard {
+pub(super) struct Heard {
     grown: BTreeSet<ServiceId>,
-    changed: BTreeSet<Key>,
-    reload_all: bool,
+    pub(super) changed: BTreeSet<Key>,
+    pub(super) reload_all: bool,
+    pub(super) gained: BTreeSet<Shard>,
+    lost: BTreeSet<Shard>,
     recorded: Vec<(Arc<LaneDriver>, u64, Result<(), Error>)>,
     called: Vec<Arc<LaneDriver>>,
 }
@@ -72,9 +78,15 @@ pub(super) struct Shared {
     halted: Mutex<BTreeSet<Key>>,
     lanes: Mutex<Lanes>,
     timers: Mutex<BTreeMap<(Moment, u64), Arc<LaneDriver>>>,
-    heard: Mutex<Heard>,
-    signal: Notify,
+    pub(super) heard: Mutex<Heard>,
+    pub(super) signal: Notify,
     lane_ids: AtomicU64,
+    /// What is heard while rows of lanes are being read.
+    pub(super) meanwhile: Mutex<Option<Meanwhile>>,
+    /// Shards that are being handed over: whatever starts in them is drained.
+    draining: Mutex<BTreeSet<Shard>>,
+    /// Tells attempts that lanes were lost.
+    losses: watch::Sender<()>,
 }
 
 #[derive(Default)]
@@ -90,13 +102,26 @@ struct Lanes {
     by_service: HashMap<ServiceId, Vec<Arc<LaneDriver>>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
     pub(super) fn head(&self, service: ServiceId) -> u64 {
         lock(&self.heads).by_service.get(&service).copied().unwrap_or(0)
+    }
+
+    /// Notes heads that were read; those that are known are not taken back.
+    pub(super) fn note_heads(&self, heads: impl IntoIterator<Item = (ServiceId, u64)>) {
+        let mut known = lock(&self.heads);
+        let Heads { by_service, moved } = &mut *known;
+        for (service, head) in heads {
+            let entry = by_service.entry(service).or_default();
+            if head > *entry {
+                *entry = head;
+                moved.insert(service);
+            }
+        }
     }
 
     /// Called on the writer's thread.
@@ -147,7 +172,7 @@ impl Shared {
         }
     }
 
-    fn find(&self, key: Key) -> Option<Arc<LaneDriver>> {
+    pub(super) fn find(&self, key: Key) -> Option<Arc<LaneDriver>> {
         lock(&self.lanes).by_key.get(&key).cloned()
     }
 
@@ -159,7 +184,25 @@ impl Shared {
         lock(&self.lanes).by_key.values().cloned().collect()
     }
 
-    fn find_or_make(self: &Arc<Self>, key: Key) -> Arc<LaneDriver> {
+    pub(super) fn lanes_in(&self, shards: &BTreeSet<Shard>) -> Vec<Arc<LaneDriver>> {
+        if shards.is_empty() {
+            return Vec::new();
+        }
+        let lanes = lock(&self.lanes);
+        let within = lanes.by_key.iter().filter(|(key, _)| shards.contains(&shard_of(key.1)));
+        within.map(|(_, lane)| Arc::clone(lane)).collect()
+    }
+
+    pub(super) fn is_draining(&self, app: AppId) -> bool {
+        lock(&self.draining).contains(&shard_of(app))
+    }
+
+    /// What an attempt is told by that lanes were lost.
+    pub(super) fn watch_losses(&self) -> watch::Receiver<()> {
+        self.losses.subscribe()
+    }
+
+    pub(super) fn find_or_make(self: &Arc<Self>, key: Key) -> Arc<LaneDriver> {
         let mut lanes = lock(&self.lanes);
         if let Some(found) = lanes.by_key.get(&key) {
             return Arc::clone(found);
@@ -172,7 +215,7 @@ impl Shared {
     }
 
     /// Forgets a lane, unless an attempt of it is in flight: its contact must still be known as busy.
-    fn forget_if_quiet(&self, lane: &Arc<LaneDriver>) {
+    pub(super) fn forget_if_quiet(&self, lane: &Arc<LaneDriver>) {
         let mut lanes = lock(&self.lanes);
         if lane.in_flight() > 0 {
             return;
@@ -188,15 +231,14 @@ impl Shared {
         lane.close();
     }
 
-    /// Hears of a commit, on the writer's thread and before any caller is answered.
+    /// Hears of a commit, on the thread of whoever tells it. The writer does so before any caller is answered.
     fn hear_commit(&self, commit: &Commit) {
         self.recent.push(&commit.events);
-        if !commit.events.is_empty() {
-            let mut heads = lock(&self.heads);
-            for event in &commit.events {
-                heads.by_service.insert(event.service, event.sequence);
-                heads.moved.insert(event.service);
-            }
+        let events = commit.events.iter().map(|event| (event.service, event.sequence));
+        self.note_heads(events.chain(commit.heads.iter().copied()));
+        // Before lanes are looked for: one that is made after that knows of it.
+        if let Some(meanwhile) = lock(&self.meanwhile).as_mut() {
+            meanwhile.hear(commit);
         }
         // Halted here and not in the engine's task: whoever unsubscribes must not get a notification that started
         // after the answer.
@@ -227,8 +269,10 @@ impl Shared {
                 lane.step(Input::Halt);
             }
         }
+        self.hear_shards(commit);
         let mut heard = lock(&self.heard);
         heard.grown.extend(commit.events.iter().map(|event| event.service));
+        heard.grown.extend(commit.heads.iter().map(|(service, _)| *service));
         heard.changed.extend(&commit.subscriptions);
         for service in &commit.hidden {
             heard.changed.extend(self.lanes_of(*service).iter().map(|lane| lane.key));
@@ -237,12 +281,33 @@ impl Shared {
         drop(heard);
         self.signal.notify_one();
     }
+
+    /// Lost shards first: one that is lost and gained is built anew.
+    fn hear_shards(&self, commit: &Commit) {
+        if commit.lost.is_empty() && commit.gained.is_empty() {
+            return;
+        }
+        let lost: BTreeSet<Shard> = commit.lost.iter().copied().collect();
+        let mut draining = lock(&self.draining);
+        draining.retain(|shard| !lost.contains(shard) && !commit.gained.contains(shard));
+        drop(draining);
+        for lane in self.lanes_in(&lost) {
+            lane.lose();
+        }
+        // Attempts that are in flight end now, and not when their receivers answer.
+        self.losses.send_replace(());
+        let mut heard = lock(&self.heard);
+        heard.gained.retain(|shard| !lost.contains(shard));
+        heard.lost.extend(lost);
+        heard.gained.extend(&commit.gained);
+    }
 }
 
 /// The running engine.
 pub struct Engine {
     shared: Arc<Shared>,
     main: tokio::task::JoinHandle<()>,
+    runtime: Handle,
 }
 
 impl std::fmt::Debug for Engine {
@@ -281,14 +346,17 @@ impl Engine {
             heard: Mutex::default(),
             signal: Notify::new(),
             lane_ids: AtomicU64::new(0),
+            meanwhile: Mutex::default(),
+            draining: Mutex::default(),
+            losses: watch::Sender::default(),
         });
         // The listener first: what is committed while the rows are read is heard, and loaded again.
         let listening = Arc::clone(&shared);
         let queue = shared.store.write.queue();
         queue.add_listener(Arc::new(move |commit| listening.hear_commit(commit)));
-        load_all(&shared, true).await?;
+        loading::load_all(&shared).await?;
         let main = shared.tasks.spawn(run(Arc::clone(&shared)));
-        Ok(Self { shared, main })
+        Ok(Self { shared, main, runtime: Handle::current() })
     }
 
     /// How the lane of a subscription is doing; `None` when it has none.
@@ -301,6 +369,35 @@ impl Engine {
     #[must_use]
     pub fn is_running(&self) -> bool {
         !self.main.is_finished()
+    }
+
+    /// Starts nothing any more in these shards, waits for what is in flight and its records, and forgets their lanes.
+    /// They are built anew when the shard is told as gained. It waits for receivers and for the store: whoever calls it
+    /// has a limit, after which the shards are to be told as lost.
+    pub async fn drain_shards(&self, shards: &[Shard]) {
+        let shared = Arc::clone(&self.shared);
+        let shards: BTreeSet<Shard> = shards.iter().copied().collect();
+        // On the engine's own threads, whoever asks: lanes may start tasks.
+        let drained = self.runtime.spawn(async move {
+            // Before the lanes are listed: one that is built meanwhile is drained from the start.
+            lock(&shared.draining).extend(&shards);
+            let lanes = shared.lanes_in(&shards);
+            for lane in &lanes {
+                lane.step(Input::Drain);
+            }
+            while lanes.iter().any(|lane| lane.busy()) {
+                if shared.stopping.is_cancelled() {
+                    return;
+                }
+                tokio::time::sleep(STOP_POLL).await;
+            }
+            for lane in &lanes {
+                lane.step(Input::Halt);
+                shared.forget_if_quiet(lane);
+            }
+        });
+        // Given up with whoever waits for it. One that failed has drained nothing, and is told as lost like the others.
+        drop(AbortOnDropHandle::new(drained).await);
     }
 
     /// Starts nothing any more, waits up to `grace` for what is in flight, and records it.
@@ -317,68 +414,6 @@ impl Engine {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
     }
-}
-
-/// Builds every lane from the store, new ones and those that are there. At the first time nobody can change a
-/// subscription meanwhile.
-async fn load_all(shared: &Arc<Shared>, first: bool) -> Result<(), Error> {
-    let heads = shared.store.read.list_heads().await?;
-    {
-        let mut known = lock(&shared.heads);
-        let Heads { by_service, moved } = &mut *known;
-        for (service, head) in heads {
-            let entry = by_service.entry(service).or_default();
-            if head > *entry {
-                *entry = head;
-                moved.insert(service);
-            }
-        }
-    }
-    let mut gone: HashMap<Key, Arc<LaneDriver>> = lock(&shared.lanes).by_key.clone();
-    // Asked before the read: what a lane records meanwhile would be missing from what is read.
-    let deferred: BTreeSet<Key> = gone
-        .values()
-        .filter(|lane| !lane.halted() || lane.defers_load())
-        .map(|lane| lane.key)
-        .collect();
-    gone.retain(|key, _| !deferred.contains(key));
-    let halts: HashMap<Key, u64> = gone.iter().map(|(key, lane)| (*key, lane.halts())).collect();
-    for row in shared.store.read.list_lanes().await? {
-        let key = (row.subscription.service, row.subscription.app);
-        gone.remove(&key);
-        if deferred.contains(&key) {
-            continue;
-        }
-        match halts.get(&key) {
-            Some(halts) => shared.find_or_make(key).restart(row, *halts),
-            None if first => shared.find_or_make(key).restart(row, 0),
-            // It has no lane that a change could have halted since the read.
-            None => shared.hear_changed(key),
-        }
-    }
-    for lane in gone.values() {
-        shared.forget_if_quiet(lane);
-    }
-    Ok(())
-}
-
-/// Builds one lane anew; it stays halted when its subscription is not enabled.
-async fn load_one(shared: &Arc<Shared>, key: Key) -> Result<(), Error> {
-    // Made before the read, so that a change that is committed meanwhile finds a lane to halt.
-    let lane = shared.find_or_make(key);
-    // Whatever needs a new start halts the lane first. One that runs records meanwhile: its row would be stale.
-    if !lane.halted() || lane.defers_load() {
-        return Ok(());
-    }
-    let halts = lane.halts();
-    match shared.store.read.find_lane(key.0, key.1).await? {
-        Some(row) => lane.restart(row, halts),
-        None => {
-            lane.step(Input::Halt);
-            shared.forget_if_quiet(&lane);
-        }
-    }
-    Ok(())
 }
 
 /// The engine's task.
@@ -408,32 +443,10 @@ async fn run(shared: Arc<Shared>) {
         for lane in heard.called {
             lane.step(Input::Tick);
         }
-        if heard.reload_all || !heard.changed.is_empty() {
-            reload(&shared, heard.reload_all, heard.changed).await;
+        forget_lost(&shared, &heard.lost);
+        if heard.reload_all || !heard.changed.is_empty() || !heard.gained.is_empty() {
+            loading::reload(&shared, heard.reload_all, heard.gained, heard.changed).await;
         }
-    }
-}
-
-/// One after the other, so that a later state is never overwritten by an earlier one.
-async fn reload(shared: &Arc<Shared>, all: bool, changed: BTreeSet<Key>) {
-    let mut failed = BTreeSet::new();
-    let mut all_failed = false;
-    if all {
-        all_failed = load_all(shared, false).await.is_err();
-    }
-    for key in changed {
-        if load_one(shared, key).await.is_err() {
-            failed.insert(key);
-        }
-    }
-    if all_failed || !failed.is_empty() {
-        tracing::warn!(lane.count = failed.len(), "lanes not loaded, trying again");
-        tokio::time::sleep(STORE_RETRY).await;
-        let mut heard = lock(&shared.heard);
-        heard.changed.extend(failed);
-        heard.reload_all |= all_failed;
-        drop(heard);
-        shared.signal.notify_one();
     }
 }
 
@@ -459,6 +472,16 @@ fn fire_timers(shared: &Arc<Shared>) {
     }
 }
 
+/// Forgets the lanes of shards that were lost. Those with an attempt in flight, which is being aborted, are forgotten when
+/// halted lanes are looked at.
+fn forget_lost(shared: &Arc<Shared>, lost: &BTreeSet<Shard>) {
+    for lane in shared.lanes_in(lost) {
+        if lane.is_lost() {
+            shared.forget_if_quiet(&lane);
+        }
+    }
+}
+
 /// Finds what a lost signal would have told, and lanes whose attempts have been hanging.
 fn compare_all(shared: &Arc<Shared>) {
     let moved = std::mem::take(&mut lock(&shared.heads).moved);
@@ -474,7 +497,12 @@ fn compare_all(shared: &Arc<Shared>) {
     let mut halted = std::mem::take(&mut *lock(&shared.halted));
     halted.retain(|key| {
         let Some(lane) = shared.find(*key).filter(|lane| lane.halted()) else { return false };
-        if lane.in_flight() == 0 {
+        if lane.in_flight() > 0 {
+            return true;
+        }
+        if lane.is_lost() {
+            shared.forget_if_quiet(&lane);
+        } else {
             lock(&shared.heard).changed.insert(*key);
         }
         true

@@ -25,6 +25,7 @@ use crate::domain::clock::{Clock, Moment, SystemClock, Timestamp};
 use crate::domain::contact::{ContactPatch, StaffContact};
 use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
+use crate::domain::lease::Lease;
 use crate::domain::page::Page;
 use crate::domain::subscription::{SigningSecret, StoredSecret, Subscription};
 use crate::domain::tenancy::{App, Scopes, Service, StoredToken, Token, TokenHash};
@@ -46,6 +47,8 @@ struct SlowRead {
     away: AtomicBool,
     lanes_found: AtomicU64,
     event_reads: AtomicU64,
+    /// Whether this node has the shards of all lanes.
+    owned: AtomicBool,
 }
 
 impl Read for SlowRead {
@@ -102,7 +105,10 @@ impl Read for SlowRead {
         self.inner.list_heads()
     }
     fn list_lanes(&self) -> Answer<'_, Vec<LaneRow>> {
-        self.inner.list_lanes()
+        Box::pin(async move {
+            let rows = self.inner.list_lanes().await?;
+            Ok(if self.owned.load(Ordering::SeqCst) { rows } else { Vec::new() })
+        })
     }
     fn find_lane(&self, s: ServiceId, a: AppId) -> Answer<'_, Option<LaneRow>> {
         if self.away.load(Ordering::SeqCst) {
@@ -112,7 +118,7 @@ impl Read for SlowRead {
             let row = self.inner.find_lane(s, a).await;
             self.lanes_found.fetch_add(1, Ordering::SeqCst);
             tokio::time::sleep(Duration::from_millis(self.lane_late.load(Ordering::SeqCst))).await;
-            row
+            if self.owned.load(Ordering::SeqCst) { row } else { Ok(None) }
         })
     }
     fn list_events(&self, s: ServiceId, a: u64, l: u32) -> Answer<'_, Vec<Event>> {
@@ -168,6 +174,7 @@ struct Signed {
     id: String,
     timestamp: String,
     signature: String,
+    attempt: String,
     body: Vec<u8>,
 }
 
@@ -182,12 +189,17 @@ struct World {
     seen: Arc<Mutex<Vec<(Instant, u64)>>>,
     /// The same requests with their signatures, as many as fit.
     signed: mpsc::Receiver<Signed>,
+    /// What the receiver answers; with 0 it does not.
     status: Arc<AtomicU64>,
     clock: Arc<AheadClock>,
     _embedded: Embedded,
 }
 
 async fn world(name: &str) -> World {
+    world_under(name, Lease::forever()).await
+}
+
+async fn world_under(name: &str, lease: Lease) -> World {
     let dir = std::env::temp_dir().join(format!("rc-attack-{}-{name}", std::process::id()));
     drop(std::fs::remove_dir_all(&dir));
     let ahead = Arc::new(AheadClock::default());
@@ -200,6 +212,7 @@ async fn world(name: &str) -> World {
         away: AtomicBool::new(false),
         lanes_found: AtomicU64::new(0),
         event_reads: AtomicU64::new(0),
+        owned: AtomicBool::new(true),
     });
     let store =
         Store { read: Arc::clone(&read) as Arc<dyn Read>, write: embedded.store.write.clone() };
@@ -209,8 +222,8 @@ async fn world(name: &str) -> World {
         ..GuardSettings::default()
     };
     let guard = Arc::new(TargetGuard::new(guard, SystemResolver::new()));
-    let sender =
-        Arc::new(Sender::new(&sender::Settings::default(), guard, Arc::clone(&clock)).unwrap());
+    let sending = sender::Settings { lease, ..sender::Settings::default() };
+    let sender = Arc::new(Sender::new(&sending, guard, Arc::clone(&clock)).unwrap());
     let settings = Settings { lane: lane::Settings::default(), slots: 64 };
     let engine = Engine::start(store.clone(), sender, clock, settings).await.unwrap();
     let service = store.write.create_service("S".to_owned()).await.unwrap().id;
@@ -256,6 +269,7 @@ async fn world(name: &str) -> World {
                                 "webhook-id" => value.clone_into(&mut signed.id),
                                 "webhook-timestamp" => value.clone_into(&mut signed.timestamp),
                                 "webhook-signature" => value.clone_into(&mut signed.signature),
+                                "rollcall-attempt" => value.clone_into(&mut signed.attempt),
                                 _ => {}
                             }
                         }
@@ -266,10 +280,16 @@ async fn world(name: &str) -> World {
                     }
                     noted.lock().unwrap().push((Instant::now(), sequence));
                     drop(keep.try_send(Signed { body, ..signed }));
-                    let answer = format!(
-                        "HTTP/1.1 {} X\r\ncontent-length: 0\r\n\r\n",
-                        code.load(Ordering::SeqCst)
-                    );
+                    let mut status = code.load(Ordering::SeqCst);
+                    while status == 0 {
+                        let mut byte = [0];
+                        let more = stream.read(&mut byte);
+                        if tokio::time::timeout(Duration::from_millis(5), more).await.is_ok() {
+                            return;
+                        }
+                        status = code.load(Ordering::SeqCst);
+                    }
+                    let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n");
                     if stream.write_all(answer.as_bytes()).await.is_err() {
                         return;
                     }
@@ -327,7 +347,7 @@ impl World {
     /// Which of the secrets 1 to 5 have signed the next request, in this order, and how many signatures it has.
     async fn next_signed(&mut self) -> (Vec<u8>, usize) {
         let next = tokio::time::timeout(Duration::from_secs(30), self.signed.recv());
-        let Signed { id, timestamp, signature, body } = next.await.unwrap().unwrap();
+        let Signed { id, timestamp, signature, body, .. } = next.await.unwrap().unwrap();
         let now = self.clock.now();
         let fits = |byte: &u8| {
             let secret = SigningSecret(vec![*byte; 32]);
@@ -488,6 +508,9 @@ async fn a_row_that_was_read_before_a_rotation_does_not_bring_the_earlier_secret
     assert_eq!(world.next_signed().await, (vec![2], 1));
     world.engine.stop(Duration::ZERO).await;
 }
+
+#[path = "engine_shards_tests.rs"]
+mod shards;
 
 mod pure {
     use std::collections::BTreeMap;

@@ -14,9 +14,10 @@ use http_body_util::Full;
 use hyper_util::client::legacy::ResponseFuture;
 use rustls::pki_types::ServerName;
 
-use super::client::{LineClient, Slot};
+use super::client::{Destination, LineClient, Slot};
 use super::connector::Connector;
 use crate::delivery::target_guard::{Target, TargetHost};
+use crate::domain::lease::Lease;
 
 /// One subscription's outgoing side: its receiver and the connections to it.
 ///
@@ -28,6 +29,8 @@ pub struct Line {
     uri: Uri,
     /// For http. With https the client adds it where the receiver agrees on HTTP/1.1; HTTP/2 has none.
     host: Option<HeaderValue>,
+    /// Nothing is sent on it when this is over.
+    lease: Lease,
     pub(super) slot: Arc<Slot>,
 }
 
@@ -46,7 +49,7 @@ impl Line {
     }
 
     /// `None` when the HTTP or TLS library cannot express the target.
-    pub(super) fn new(target: Target) -> Option<Self> {
+    pub(super) fn new(target: Target, lease: Lease) -> Option<Self> {
         let server_name = match (&target.host, target.tls) {
             (_, false) => None,
             (TargetHost::Name(name), true) => Some(ServerName::try_from(name.clone()).ok()?),
@@ -60,7 +63,7 @@ impl Line {
             .ok()?;
         let host = HeaderValue::from_str(&target.authority).ok()?;
         let host = (!target.tls).then_some(host);
-        Some(Self { server_name, uri, host, slot: Arc::default(), target })
+        Some(Self { server_name, uri, host, lease, slot: Arc::default(), target })
     }
 
     /// The request in the form that the client wants, whatever the protocol.
@@ -91,7 +94,11 @@ impl Line {
         connector: &Arc<Connector>,
         addresses: &Arc<[IpAddr]>,
     ) -> LineClient {
-        let destination = (self.target.port, self.server_name.as_ref());
-        LineClient::new(connector, addresses, destination, &self.slot)
+        let destination = Destination {
+            port: self.target.port,
+            server_name: self.server_name.as_ref(),
+            lease: &self.lease,
+        };
+        LineClient::new(connector, addresses, &destination, &self.slot)
     }
 }

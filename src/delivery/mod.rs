@@ -24,6 +24,7 @@ pub mod engine;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz_checks;
 pub mod lane;
+mod loading;
 pub mod outcome;
 mod recent;
 pub mod retry;

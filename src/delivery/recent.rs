@@ -28,11 +28,15 @@ impl RecentEvents {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds events as they were committed, in log order per service.
+    /// Adds events as they were committed, in log order per service. Those of another node may come after later ones of
+    /// this node: they are passed over, and read from the log.
     pub(super) fn push(&self, events: &[Arc<Event>]) {
         let mut inner = self.lock();
         for event in events {
             let log = inner.services.entry(event.service).or_default();
+            if log.back().is_some_and(|last| last.sequence >= event.sequence) {
+                continue;
+            }
             if log.back().is_some_and(|last| last.sequence + 1 != event.sequence) {
                 // Never a gap: begin anew. The order keeps too many entries, which only empties sooner.
                 let dropped: usize = log.drain(..).map(|event| event.size()).sum();
@@ -121,6 +125,9 @@ mod tests {
         recent.push(&[event(1, 10)]);
         assert_eq!(found(&recent, 1, 7), [0; 0]);
         assert_eq!(found(&recent, 1, 9), [10]);
+        recent.push(&[event(1, 9), event(1, 10), event(1, 11)]);
+        assert_eq!(found(&recent, 1, 8), [0; 0]);
+        assert_eq!(found(&recent, 1, 9), [10, 11]);
     }
 
     #[test]

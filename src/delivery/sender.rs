@@ -6,6 +6,9 @@
 //! the circuit are the lane's. Redirects are not followed, answers not decompressed, and no answer takes more
 //! time, header or body than the limits below.
 //!
+//! Where several nodes share the sending, notifications go out only under this node's lease: `stream.rs` refuses every
+//! write after its end, and attempts are aborted. Challenges are not bound to it; any node may verify a URL.
+//!
 //! A request that dies on a kept connection before any byte of an answer is repeated once on a fresh one: the
 //! receiver closed an idle connection under us, and says nothing about the event by that.
 
@@ -26,6 +29,7 @@ use super::outcome::{Outcome, PAUSE_MIN, judge_answer};
 use super::signing;
 use super::target_guard::{Refusal, Step, TargetGuard};
 use crate::domain::clock::Clock;
+use crate::domain::lease::{Lease, Term};
 use crate::domain::subscription::StoredSecret;
 
 // Private parts of the sender, in files of their own.
@@ -82,8 +86,8 @@ static SEQUENCE: HeaderName = HeaderName::from_static("rollcall-sequence");
 static CONTACT_VERSION: HeaderName = HeaderName::from_static("rollcall-contact-version");
 static ATTEMPT: HeaderName = HeaderName::from_static("rollcall-attempt");
 
-/// What the operator decides.
-#[derive(Clone, PartialEq, Eq)]
+/// What the operator decides, and the lease of this node.
+#[derive(Clone)]
 pub struct Settings {
     /// Time to resolve, connect and agree on TLS; `connect_timeout`, default [`CONNECT_TIMEOUT_DEFAULT`].
     pub connect_timeout: Duration,
@@ -94,6 +98,8 @@ pub struct Settings {
     pub proxy: Option<String>,
     /// Open connections over all lines beyond which none is kept for reuse, default [`KEPT_MAX_DEFAULT`].
     pub kept_max: usize,
+    /// Under which notifications are sent; for ever unless several nodes share the sending.
+    pub lease: Lease,
 }
 
 impl fmt::Debug for Settings {
@@ -104,7 +110,7 @@ impl fmt::Debug for Settings {
             .field("request_timeout", &self.request_timeout)
             .field("proxy", &self.proxy.as_ref().map(|_| "..."))
             .field("kept_max", &self.kept_max)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -115,6 +121,7 @@ impl Default for Settings {
             request_timeout: REQUEST_TIMEOUT_DEFAULT,
             proxy: None,
             kept_max: KEPT_MAX_DEFAULT,
+            lease: Lease::forever(),
         }
     }
 }
@@ -181,6 +188,7 @@ pub struct Sender {
     clock: Arc<dyn Clock>,
     connector: Arc<Connector>,
     request_timeout: Duration,
+    lease: Lease,
 }
 
 impl fmt::Debug for Sender {
@@ -217,23 +225,44 @@ impl Sender {
             proxy: settings.proxy.as_deref().map(Proxy::parse).transpose()?,
             open: AtomicUsize::new(0),
             kept_max: settings.kept_max,
+            clock: Arc::clone(&clock),
         };
         let connector = Arc::new(connector);
-        Ok(Self { guard, clock, connector, request_timeout: settings.request_timeout })
+        let request_timeout = settings.request_timeout;
+        Ok(Self { guard, clock, connector, request_timeout, lease: settings.lease.clone() })
     }
 
-    /// The outgoing side for a URL; nothing is connected or resolved yet.
+    /// The outgoing side for challenges to a URL; nothing is connected or resolved yet.
     ///
     /// # Errors
     ///
     /// [`Refusal`] when the target guard refuses the text of the URL.
     pub fn line(&self, url: &str) -> Result<Line, Refusal> {
+        self.make_line(url, Lease::forever())
+    }
+
+    /// The outgoing side of a lane: it sends only under the node's lease.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::line`].
+    pub(super) fn line_under_lease(&self, url: &str) -> Result<Line, Refusal> {
+        self.make_line(url, self.lease.clone())
+    }
+
+    /// The term of the node's lease in which an attempt begins.
+    pub(super) fn term(&self) -> Term {
+        self.lease.term(&self.clock)
+    }
+
+    fn make_line(&self, url: &str, lease: Lease) -> Result<Line, Refusal> {
         let target = self.guard.check_url(url)?;
         if !target.tls && self.connector.proxy.is_some() {
             let message = "only https receivers can be called through the proxy".into();
             return Err(Refusal { step: Step::Url, message });
         }
-        Line::new(target).ok_or(Refusal { step: Step::Url, message: "url cannot be called".into() })
+        Line::new(target, lease)
+            .ok_or(Refusal { step: Step::Url, message: "url cannot be called".into() })
     }
 
     /// The addresses that the next attempt will try to connect to, within the connect timeout. They are judged, and the

@@ -104,7 +104,9 @@ async fn a_literal_address_is_judged_at_connect_even_if_the_check_was_bypassed()
     let allowed = setup().guard.check_url(&receiver.url("/")).unwrap();
     assert!(matches!(allowed.host, TargetHost::Address(_)));
 
-    let got = attempt(&sender, &Line::new(allowed).unwrap()).await;
+    let got =
+        attempt(&sender, &Line::new(allowed, crate::domain::lease::Lease::forever()).unwrap())
+            .await;
 
     assert_eq!(got, failed(Step::Address));
     assert_eq!(receiver.connections(), 0);

@@ -26,6 +26,9 @@ mod connections;
 #[path = "sender_hostile_tests.rs"]
 mod hostile;
 
+#[path = "sender_lease_tests.rs"]
+mod leases;
+
 use receiver::{Names, OK, Receiver, trusting_client};
 
 const BODY: &str = r#"{"type":"message"}"#;

@@ -2,8 +2,11 @@
 //!
 //! `client.rs` makes one of what the connector has opened. An idle connection ends by itself, by telling its
 //! reader that the stream has ended: hyper then closes it in order, and a request that was on its way to it comes
-//! back unsent. One that takes no bytes ends with an error of its writer. All this happens in the one task that drives the connection, so that no request can slip in
-//! between the look and the end.
+//! back unsent. One that takes no bytes ends with an error of its writer. All this happens in the one task that drives
+//! the connection, so that no request can slip in between the look and the end.
+//!
+//! A connection of a lane serves one term of the node's lease. When that is over it refuses every write and ends, and
+//! what the system still had to send of it is thrown away.
 
 use std::io;
 use std::pin::Pin;
@@ -17,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::client::{Hold, State};
+use crate::domain::lease::Term;
 
 /// How often a quiet connection is looked at; it is closed when it was quiet for all that time, so after 15 to
 /// 30 s. Longer meets more receivers that closed it first, shorter opens more connections.
@@ -44,6 +48,9 @@ pub(super) struct Connection {
     state: Arc<State>,
     keep: bool,
     idle: Idle,
+    term: Term,
+    /// Wakes the connection at the end of the term, where there is one.
+    over: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// Ends with the connection.
     _hold: Hold,
 }
@@ -66,13 +73,42 @@ impl Connection {
         state: Arc<State>,
         hold: Hold,
         keep: bool,
+        term: Term,
         patience: &Patience,
     ) -> Self {
         let Patience { check, answer } = *patience;
         let timer = Box::pin(tokio::time::sleep(check));
         let quiet = Duration::ZERO;
         let idle = Idle { timer, check, answer, touched: true, quiet, ended: false };
-        Self { stream, state, keep, idle, _hold: hold }
+        let over = (!term.is_forever()).then(|| Box::pin(term.clone().over()) as _);
+        Self { stream, state, keep, idle, term, over, _hold: hold }
+    }
+
+    /// Nothing is written after the end of the term, not even by a connection that has not noticed it.
+    fn refuse_if_over(&self) -> io::Result<()> {
+        if self.term.is_over() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+
+    /// Looks whether the term is over, and asks to be polled when it is.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(over) = &mut self.over else { return false };
+        if over.as_mut().poll(cx).is_ready() {
+            self.over = None;
+        }
+        self.term.is_over()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.term.is_over() {
+            let socket = match &self.stream {
+                Stream::Plain(socket) => socket,
+                Stream::Tls(stream) => stream.get_ref().0,
+            };
+            // The system would go on sending what it has of it, and again if it got lost. Nobody is told when it fails.
+            drop(socket.set_zero_linger());
+        }
     }
 }
 
@@ -126,6 +162,9 @@ impl Connection {
         polled: Poll<io::Result<T>>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
+        if polled.is_pending() && self.poll_over(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         if polled.is_pending() && self.idle.poll_end(&self.state, cx) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -146,6 +185,9 @@ impl AsyncRead for Connection {
             this.idle.touched = true;
             this.state.note_received();
         }
+        if polled.is_pending() && this.poll_over(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         if polled.is_pending() && this.idle.poll_end(&this.state, cx) {
             return Poll::Ready(Ok(()));
         }
@@ -160,6 +202,7 @@ impl AsyncWrite for Connection {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.refuse_if_over()?;
         this.state.note_written();
         let polled = with_stream!(this, stream => stream.poll_write(cx, bytes));
         this.idle.touched |= polled.is_ready();
@@ -172,6 +215,7 @@ impl AsyncWrite for Connection {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.refuse_if_over()?;
         this.state.note_written();
         let polled = with_stream!(this, stream => stream.poll_write_vectored(cx, parts));
         this.idle.touched |= polled.is_ready();
@@ -187,12 +231,14 @@ impl AsyncWrite for Connection {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.refuse_if_over()?;
         let polled = with_stream!(this, stream => stream.poll_flush(cx));
         this.or_end(polled, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.refuse_if_over()?;
         let polled = with_stream!(this, stream => stream.poll_shutdown(cx));
         this.or_end(polled, cx)
     }

@@ -1,10 +1,12 @@
 //! The clock seam: points in time, and the two clocks that a part may be handed.
 //!
-//! Wall time goes into rows and answers; it may jump. Monotonic time drives lanes and timers; it never goes
-//! back. Only `app.rs` makes the real clock.
+//! Wall time goes into rows and answers; it may jump. Monotonic time drives lanes and leases; it never goes
+//! back, and counts what the machine sleeps. Only `app.rs` makes the real clock.
 
 use std::fmt;
 use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// A point in wall time: whole milliseconds since 1970 in UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,7 +66,8 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// A point in monotonic time: milliseconds since some point before the process started.
+/// A point in monotonic time: milliseconds since some point before the process started, those included in which the
+/// machine was suspended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(pub i64);
 
@@ -97,22 +100,21 @@ pub trait Clock: Send + Sync + fmt::Debug {
 }
 
 /// The machine's clocks.
-#[derive(Debug)]
-pub struct SystemClock {
-    started: std::time::Instant,
-}
+#[derive(Debug, Default)]
+pub struct SystemClock;
+
+/// The clock that counts the time in which the machine was suspended: a lease must not last longer than others believe
+/// because its holder slept. Linux alone has a clock of its own for that; elsewhere the plain one counts it.
+#[cfg(target_os = "linux")]
+const MONOTONIC: ClockId = ClockId::Boottime;
+#[cfg(not(target_os = "linux"))]
+const MONOTONIC: ClockId = ClockId::Monotonic;
 
 impl SystemClock {
-    /// A clock whose monotonic time starts now.
+    /// The machine's clocks.
     #[must_use]
-    pub fn new() -> Self {
-        Self { started: std::time::Instant::now() }
-    }
-}
-
-impl Default for SystemClock {
-    fn default() -> Self {
-        Self::new()
+    pub const fn new() -> Self {
+        Self
     }
 }
 
@@ -122,7 +124,8 @@ impl Clock for SystemClock {
     }
 
     fn moment(&self) -> Moment {
-        Moment(i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX))
+        let time = clock_gettime(MONOTONIC);
+        Moment(time.tv_sec.saturating_mul(1_000).saturating_add(time.tv_nsec / 1_000_000))
     }
 }
 

@@ -50,18 +50,20 @@ impl Waiting {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hears of a commit, on the writer's thread.
+    /// Hears of a commit, on the thread of whoever writes or hears of other nodes.
     pub(super) fn hear(&self, commit: &Commit) {
-        if commit.events.is_empty() && commit.hidden.is_empty() && !commit.reopened {
+        let grown = !commit.events.is_empty() || !commit.heads.is_empty();
+        if !grown && commit.hidden.is_empty() && !commit.reopened {
             return;
         }
         let inner = self.lock();
         if inner.services.is_empty() {
             return;
         }
-        for event in &commit.events {
-            if let Some(service) = inner.services.get(&event.service) {
-                service.level.send_modify(|level| level.head = level.head.max(event.sequence));
+        let events = commit.events.iter().map(|event| (event.service, event.sequence));
+        for (service, head) in events.chain(commit.heads.iter().copied()) {
+            if let Some(service) = inner.services.get(&service) {
+                service.level.send_modify(|level| level.head = level.head.max(head));
             }
         }
         let hidden = commit.hidden.iter().filter_map(|service| inner.services.get(service));

@@ -73,7 +73,6 @@ fn create(number: u64) -> anyhow::Result<ContactChange> {
         "lastName": "Bench",
         "email": format!("bench{number}@example.org"),
         "jobTitle": "Porter",
-        "businessNumber": "+493012345678",
     });
     let serde_json::Value::Object(object) = body else { anyhow::bail!("not an object") };
     Ok(ContactChange::Create(ContactPatch::from_json(object).map_err(anyhow::Error::msg)?))

@@ -1,0 +1,421 @@
+//! This process as a node: keeps its row and its lease, takes over from the dead, takes and hands over shards.
+//!
+//! All of it runs on a thread of its own with a connection of its own, so that a busy server does not delay a renewal.
+//! Before the lease can be over it is ended, and with it everything that is sent under it (`delivery` holds the same
+//! lease); a process that was stopped meanwhile finds it over by its clock. A shard is gained only after its epoch was
+//! committed, and lost here before anybody else can have it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::ClientWrapper;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::change::{column, uint};
+use super::connect::Target;
+use super::membership::{
+    Dead, HEARTBEAT, LEASE, Observations, Seen, to_claim, to_release,
+};
+use super::ownership::Ownership;
+use super::unavailable;
+use crate::domain::clock::{Clock, Moment};
+use crate::domain::lease::Lease;
+use crate::domain::shard::Shard;
+use crate::store::queue::Queue;
+use crate::store::{Commit, Error};
+
+/// Wait before the database is tried again.
+const RETRY_WAIT: Duration = Duration::from_millis(200);
+/// Longest wait for the database within a heartbeat: so that the next one still comes before the lease is over.
+const BEAT_WAIT: Duration = Duration::from_millis(1_500);
+/// Longest handover of a shard: the longest attempt (15 s) and its record. Then its lanes are stopped where they are.
+const HANDOVER_WAIT: Duration = Duration::from_secs(20);
+/// Longest wait for the release of everything at the end.
+const LEAVE_WAIT: Duration = Duration::from_secs(3);
+
+/// Lets the lanes of these shards end what they have begun and starts nothing more; done when nothing is left.
+pub type Drain = Arc<dyn Fn(Vec<Shard>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// With what a node is kept.
+pub(super) struct Keeping {
+    pub(super) target: Target,
+    pub(super) name: String,
+    pub(super) queue: Arc<Queue>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) ownership: Arc<Ownership>,
+    pub(super) lease: Lease,
+    pub(super) drain: Drain,
+}
+
+/// The thread that keeps a node.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    thread: std::thread::JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Keeper {
+    /// Starts to keep this node; it has nothing until its first heartbeats.
+    pub(super) fn start(keeping: Keeping) -> Result<Self, Error> {
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
+        let failed = |error: std::io::Error| {
+            Error::Unavailable(format!("cannot start the keeper of the node: {error}"))
+        };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let thread = std::thread::Builder::new()
+            .name("node-keeper".to_owned())
+            .spawn(move || runtime.block_on(Node::new(keeping).keep(stopping)))
+            .map_err(failed)?;
+        Ok(Self { thread, stop })
+    }
+
+    /// Whether it still runs; without it the lease ends and nothing is sent.
+    pub(super) fn is_running(&self) -> bool {
+        !self.thread.is_finished()
+    }
+
+    /// Releases everything and leaves. Nothing may be in flight any more. Blocks until that is done.
+    pub(super) fn stop(self) {
+        self.stop.cancel();
+        if self.thread.join().is_err() {
+            tracing::error!("keeper of the node panicked");
+        }
+    }
+}
+
+/// What a heartbeat found.
+struct Beat {
+    seen: Seen,
+    /// Whether the row of this node was there.
+    alive: bool,
+    asked: Moment,
+    known: Moment,
+}
+
+struct Node {
+    keeping: Keeping,
+    link: Option<ClientWrapper>,
+    /// The id of this process, another one after each loss of its row.
+    me: Uuid,
+    registered: bool,
+    observations: Observations,
+    /// Shards that are being handed over.
+    leaving: BTreeSet<Shard>,
+    handovers: JoinSet<Shard>,
+}
+
+impl Node {
+    fn new(keeping: Keeping) -> Self {
+        Self {
+            keeping,
+            link: None,
+            me: Uuid::now_v7(),
+            registered: false,
+            observations: Observations::default(),
+            leaving: BTreeSet::new(),
+            handovers: JoinSet::new(),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.keeping.clock.moment()
+    }
+
+    async fn keep(mut self, stop: CancellationToken) {
+        let mut wait = Duration::ZERO;
+        loop {
+            let deadline = self.until_deadline();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(wait.min(deadline)) => {}
+                Some(done) = self.handovers.join_next() => {
+                    if let Ok(shard) = done
+                        && let Err(error) = self.release(&[shard]).await
+                    {
+                        tracing::debug!(error = %error, "shard not released, trying again");
+                    }
+                    continue;
+                }
+            }
+            if self.keeping.lease.is_over(self.now()) {
+                self.lose_all("lease over");
+            }
+            wait = match self.beat().await {
+                // At once when something changed: the next one may be due.
+                Ok(true) => Duration::ZERO,
+                Ok(false) => HEARTBEAT,
+                Err(error) => {
+                    tracing::debug!(error = %error, "heartbeat failed, trying again");
+                    self.link = None;
+                    RETRY_WAIT
+                }
+            };
+        }
+        self.lose_all("stopping");
+        drop(tokio::time::timeout(LEAVE_WAIT, self.leave()).await);
+    }
+
+    fn until_deadline(&self) -> Duration {
+        if self.keeping.ownership.all().is_empty() {
+            return Duration::MAX;
+        }
+        self.keeping.lease.deadline().since(self.now())
+    }
+
+    /// One heartbeat with all that follows from it; whether shards changed hands.
+    async fn beat(&mut self) -> Result<bool, Error> {
+        // Not beyond the deadline: at it everything must be stopped, whatever the database does.
+        let patience = BEAT_WAIT.min(self.until_deadline().max(RETRY_WAIT));
+        let beat = tokio::time::timeout(patience, self.ask()).await;
+        let beat = beat.map_err(|_| Error::Unavailable("PostgreSQL: no answer".to_owned()))??;
+        if !beat.alive {
+            // Others saw no renewal for a whole lease, and have taken everything.
+            self.lose_all("taken over by another node");
+            self.me = Uuid::now_v7();
+            self.registered = false;
+            return Ok(true);
+        }
+        if self.keeping.lease.is_over(self.now()) {
+            self.lose_all("lease over");
+        }
+        self.keeping.lease.extend_to(beat.asked.plus(LEASE), self.now());
+        if self.keeping.lease.is_over(self.now()) {
+            return Ok(true);
+        }
+        self.follow(&beat.seen);
+        let dead = self.observations.observe(self.me, &beat.seen, beat.asked, beat.known);
+        let mut changed = !dead.is_empty();
+        let acted = tokio::time::timeout(BEAT_WAIT, async {
+            for dead in dead {
+                self.bury(dead).await?;
+            }
+            let claim = to_claim(self.me, &beat.seen);
+            if claim > 0 {
+                changed |= self.claim(claim).await?;
+            }
+            Ok(())
+        });
+        acted.await.map_err(|_| Error::Unavailable("PostgreSQL: no answer".to_owned()))??;
+        let surplus = to_release(self.me, &beat.seen, &self.leaving);
+        for shard in surplus {
+            self.hand_over(shard);
+        }
+        Ok(changed)
+    }
+
+    /// Renews, and asks who is there and who has what, in one round trip.
+    async fn ask(&mut self) -> Result<Beat, Error> {
+        let failed = |error: tokio_postgres::Error| unavailable(&error);
+        if self.link.as_ref().is_none_or(|link| link.is_closed()) {
+            self.link = Some(self.keeping.target.connect(|_| ()).await?);
+        }
+        let Some(link) = &self.link else {
+            return Err(Error::Unavailable("no connection".to_owned()));
+        };
+        if !self.registered {
+            let sql = "INSERT INTO nodes (node, name, version) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+            let version = env!("CARGO_PKG_VERSION");
+            link.execute(sql, &[&self.me, &self.keeping.name, &version]).await.map_err(failed)?;
+            self.registered = true;
+        }
+        let renew = "UPDATE nodes SET renewals = renewals + 1, seen_at = now() WHERE node = $1";
+        let renew = link.prepare_cached(renew).await.map_err(failed)?;
+        let nodes = "SELECT node, renewals FROM nodes";
+        let nodes = link.prepare_cached(nodes).await.map_err(failed)?;
+        let shards = "SELECT shard, node, epoch FROM shards";
+        let shards = link.prepare_cached(shards).await.map_err(failed)?;
+        // Before it is sent: whoever sees this renewal sees it later.
+        let asked = self.now();
+        let (renewed, nodes, shards) = futures_util::try_join!(
+            link.execute(&renew, &[&self.me]),
+            link.query(&nodes, &[]),
+            link.query(&shards, &[]),
+        )
+        .map_err(failed)?;
+        let known = self.now();
+        let mut seen = Seen::default();
+        for row in &nodes {
+            seen.nodes.insert(column(row, 0)?, column(row, 1)?);
+        }
+        for row in &shards {
+            if let Some(shard) = Shard::from_number(column(row, 0)?) {
+                seen.shards.insert(shard, (column(row, 1)?, uint(row, 2)?));
+            }
+        }
+        Ok(Beat { seen, alive: renewed == 1, asked, known })
+    }
+
+    /// Brings what this node believes to have to what the table says.
+    fn follow(&mut self, seen: &Seen) {
+        let held = seen.shards_of(self.me);
+        let believed = self.keeping.ownership.all();
+        let gone = |(shard, epoch): (&Shard, &u64)| {
+            (held.get(shard) != Some(epoch)).then_some(*shard)
+        };
+        let lost: Vec<Shard> = believed.iter().filter_map(gone).collect();
+        self.lose(&lost);
+        let gained: BTreeMap<Shard, u64> = held
+            .into_iter()
+            .filter(|(shard, epoch)| {
+                believed.get(shard) != Some(epoch) && !self.leaving.contains(shard)
+            })
+            .collect();
+        self.gain(&gained);
+    }
+
+    fn gain(&self, shards: &BTreeMap<Shard, u64>) {
+        if shards.is_empty() {
+            return;
+        }
+        for (shard, epoch) in shards {
+            self.keeping.ownership.gain(*shard, *epoch);
+        }
+        tracing::info!(shards = shards.len(), "shards gained");
+        let gained = shards.keys().copied().collect();
+        self.keeping.queue.tell(&Commit { gained, ..Commit::default() });
+    }
+
+    fn lose(&self, shards: &[Shard]) {
+        if shards.is_empty() {
+            return;
+        }
+        for shard in shards {
+            self.keeping.ownership.lose(*shard);
+        }
+        self.keeping.queue.tell(&Commit { lost: shards.to_vec(), ..Commit::default() });
+    }
+
+    /// Ends the lease and everything under it.
+    fn lose_all(&mut self, why: &'static str) {
+        self.keeping.lease.end();
+        let shards: Vec<Shard> = self.keeping.ownership.all().into_keys().collect();
+        if !shards.is_empty() {
+            tracing::warn!(shards = shards.len(), why, "shards lost");
+        }
+        self.lose(&shards);
+        self.handovers.abort_all();
+        self.leaving.clear();
+    }
+
+    /// Takes everything from a node that has not renewed for a whole lease, unless it has now.
+    async fn bury(&mut self, dead: Dead) -> Result<(), Error> {
+        let failed = |error: tokio_postgres::Error| unavailable(&error);
+        let Some(link) = &mut self.link else { return Ok(()) };
+        let tx = link.transaction().await.map_err(failed)?;
+        let found = tx
+            .query_opt(
+                "SELECT name FROM nodes WHERE node = $1 AND renewals = $2 FOR UPDATE",
+                &[&dead.node, &dead.renewals],
+            )
+            .await
+            .map_err(failed)?;
+        let Some(row) = found else { return tx.rollback().await.map_err(failed) };
+        let shards = tx
+            .execute(
+                "UPDATE shards SET node = NULL, epoch = epoch + 1 WHERE node = $1",
+                &[&dead.node],
+            )
+            .await
+            .map_err(failed)?;
+        tx.execute("DELETE FROM nodes WHERE node = $1", &[&dead.node]).await.map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        let name: String = column(&row, 0)?;
+        tracing::warn!(node = name, shards, "node has not renewed its lease, its shards are free");
+        Ok(())
+    }
+
+    /// Takes so many free shards, if they still are.
+    async fn claim(&mut self, count: usize) -> Result<bool, Error> {
+        let failed = |error: tokio_postgres::Error| unavailable(&error);
+        let Some(link) = &mut self.link else { return Ok(false) };
+        let tx = link.transaction().await.map_err(failed)?;
+        // Who buries this node waits for this transaction, and then takes what it claimed too.
+        let alive = tx
+            .query_opt("SELECT 1 FROM nodes WHERE node = $1 FOR SHARE", &[&self.me])
+            .await
+            .map_err(failed)?;
+        if alive.is_none() {
+            return tx.rollback().await.map(|()| true).map_err(failed);
+        }
+        let limit = i64::try_from(count).unwrap_or(i64::MAX);
+        let rows = tx
+            .query(
+                "UPDATE shards SET node = $1, epoch = epoch + 1 WHERE shard IN \
+                 (SELECT shard FROM shards WHERE node IS NULL ORDER BY shard LIMIT $2 FOR UPDATE SKIP LOCKED) \
+                 RETURNING shard, epoch",
+                &[&self.me, &limit],
+            )
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        let mut gained = BTreeMap::new();
+        for row in &rows {
+            if let Some(shard) = Shard::from_number(column(row, 0)?) {
+                gained.insert(shard, uint(row, 1)?);
+            }
+        }
+        // A lease that ended meanwhile ended these too; the next heartbeat finds them in the table.
+        if self.keeping.lease.is_over(self.now()) {
+            return Ok(true);
+        }
+        self.gain(&gained);
+        Ok(!gained.is_empty())
+    }
+
+    /// Begins to hand a shard over: its lanes end what they have begun.
+    fn hand_over(&mut self, shard: Shard) {
+        self.leaving.insert(shard);
+        let drained = (self.keeping.drain)(vec![shard]);
+        self.handovers.spawn(async move {
+            drop(tokio::time::timeout(HANDOVER_WAIT, drained).await);
+            shard
+        });
+    }
+
+    /// Gives shards back, after this node has them no more.
+    async fn release(&mut self, shards: &[Shard]) -> Result<(), Error> {
+        let owned = self.keeping.ownership.all();
+        self.lose(shards);
+        for shard in shards {
+            self.leaving.remove(shard);
+        }
+        let Some(link) = &self.link else { return Ok(()) };
+        for shard in shards {
+            let Some(epoch) = owned.get(shard) else { continue };
+            let released = link.execute(
+                "UPDATE shards SET node = NULL, epoch = epoch + 1 WHERE shard = $1 AND node = $2 AND epoch = $3",
+                &[&shard.number(), &self.me, &super::change::int(*epoch)],
+            );
+            tokio::time::timeout(BEAT_WAIT, released)
+                .await
+                .map_err(|_| Error::Unavailable("PostgreSQL: no answer".to_owned()))?
+                .map_err(|error| unavailable(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Gives everything back and goes.
+    async fn leave(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let left = async {
+            let tx = link.transaction().await?;
+            tx.execute(
+                "UPDATE shards SET node = NULL, epoch = epoch + 1 WHERE node = $1",
+                &[&self.me],
+            )
+            .await?;
+            tx.execute("DELETE FROM nodes WHERE node = $1", &[&self.me]).await?;
+            tx.commit().await
+        };
+        if let Err(error) = left.await {
+            tracing::warn!(error = super::why(&error), "node not signed off, others wait for its lease");
+        }
+    }
+}
