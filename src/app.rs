@@ -114,8 +114,8 @@ impl OpenStore {
             }
             config::Store::Postgres(target) => {
                 let node = settings.node_name.clone().unwrap_or_else(|| usual_node_name(address));
-                let opened = open_postgres(settings, target, clock, &node).await?;
-                Ok((opened, Place::Postgres { node }))
+                let postgres = open_postgres(settings, target, clock, &node).await?;
+                Ok((Self::Postgres(Box::new(postgres)), Place::Postgres { node }))
             }
         }
     }
@@ -161,13 +161,10 @@ impl OpenStore {
         match self {
             Self::Embedded(embedded) => {
                 tokio::task::spawn_blocking(move || embedded.close()).await?;
-                Ok(())
             }
-            Self::Postgres(postgres) => {
-                postgres.close().await;
-                Ok(())
-            }
+            Self::Postgres(postgres) => postgres.close().await,
         }
+        Ok(())
     }
 }
 
@@ -297,12 +294,12 @@ async fn open_postgres(
     target: &Target,
     clock: Arc<dyn Clock>,
     node: &str,
-) -> anyhow::Result<OpenStore> {
-    let keys = settings.secret_key.clone().ok_or_else(|| anyhow!("secret_key is not set"))?;
+) -> anyhow::Result<Postgres> {
+    let keys = settings.secret_key.clone();
+    let keys = keys.context("PostgreSQL needs secret_key, the same for all nodes")?;
     let retention = retention_of(settings);
     let options = postgres::Options { clock, retention, keys, node_name: node.to_owned() };
-    let opened = Postgres::open(target, options).await?;
-    Ok(OpenStore::Postgres(Box::new(opened)))
+    Ok(Postgres::open(target, options).await?)
 }
 
 /// Tells the nodes of several machines apart, and several on one machine.

@@ -1,3 +1,5 @@
+//! Membership by itself, and stories of several nodes of which some sleep or die.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

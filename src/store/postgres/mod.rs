@@ -35,6 +35,7 @@ mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
+use deadpool_postgres::Object;
 use tokio_util::sync::CancellationToken;
 
 use self::connect::Readers;
@@ -43,6 +44,7 @@ pub use self::nodes::Drain;
 use self::nodes::{Keeper, Keeping};
 use self::ownership::Ownership;
 use self::reader::{Broken, Reader};
+use self::upkeep::Upkeep;
 use self::writer::Writer;
 use super::keyring::Keyring;
 use super::queue::{Queue, Tickets, Write};
@@ -76,6 +78,7 @@ pub struct Postgres {
     /// Reads and writes.
     pub store: Store,
     writer: std::thread::JoinHandle<()>,
+    upkeep: tokio::task::JoinHandle<()>,
     queue: Arc<Queue>,
     ownership: Arc<Ownership>,
     stop: CancellationToken,
@@ -122,12 +125,21 @@ impl Postgres {
             .spawn(move || writer.run())
             .map_err(|error| Error::Unavailable(format!("cannot start the writer: {error}")))?;
         let stop = CancellationToken::new();
+        let upkeep = tokio::spawn(keep_up(
+            Upkeep::new(retention),
+            readers.clone(),
+            Arc::clone(&queue),
+            Arc::clone(&ownership),
+            Arc::clone(&clock),
+            stop.clone(),
+        ));
         let tickets = Arc::new(SharedTickets(readers));
         let write = Write::new(Arc::clone(&queue), 0).with_tickets(tickets);
         let read: Arc<dyn Read> = reader;
         Ok(Self {
             store: Store { read, write },
             writer,
+            upkeep,
             queue,
             ownership,
             stop,
@@ -173,6 +185,7 @@ impl Postgres {
     /// Lets nothing more in, finishes what waits, and closes the connections.
     pub async fn close(self) {
         self.stop.cancel();
+        drop(self.upkeep.await);
         let (keeper, queue, writer) = (self.keeper, self.queue, self.writer);
         let joined = tokio::task::spawn_blocking(move || {
             // What was recorded last is written before others may go on from it.
@@ -186,6 +199,50 @@ impl Postgres {
         .await;
         if !matches!(joined, Ok(Ok(()))) {
             tracing::error!("store writer panicked");
+        }
+    }
+}
+
+/// Removes what is no longer needed, on the node that has the first shard.
+async fn keep_up(
+    mut upkeep: Upkeep,
+    readers: Readers,
+    queue: Arc<Queue>,
+    ownership: Arc<Ownership>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) {
+    let first = Shard::all().next();
+    let mut wait = UPKEEP_EVERY;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = UPKEEP_EVERY;
+        if first.is_none_or(|first| ownership.epoch(first).is_none()) {
+            continue;
+        }
+        let slice = async {
+            let client = readers.get().await?;
+            let slice = upkeep.run_slice(&client, clock.now()).await;
+            slice.map_err(|stop| {
+                // It may be in the middle of a transaction.
+                drop(Object::take(client));
+                Error::from(stop)
+            })
+        };
+        match slice.await {
+            Ok(slice) => {
+                if !slice.subscriptions.is_empty() {
+                    let subscriptions = slice.subscriptions;
+                    queue.tell(&Commit { subscriptions, ..Commit::default() });
+                }
+                if slice.removed {
+                    wait = UPKEEP_PAUSE;
+                }
+            }
+            Err(error) => tracing::debug!(error = %error, "upkeep failed, trying again"),
         }
     }
 }

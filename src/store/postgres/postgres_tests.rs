@@ -1,3 +1,5 @@
+//! The suite of every back end, on PostgreSQL.
+
 use std::sync::Arc;
 
 use super::test_database::TestDatabase;
