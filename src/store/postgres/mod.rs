@@ -6,6 +6,7 @@
 mod audit;
 mod change;
 mod commands;
+mod conditions;
 mod connect;
 mod contacts;
 pub mod copying;
@@ -38,6 +39,7 @@ use std::time::Duration;
 use deadpool_postgres::Object;
 use tokio_util::sync::CancellationToken;
 
+use self::conditions::Conditions;
 use self::connect::Readers;
 pub use self::connect::Target;
 pub use self::nodes::Drain;
@@ -133,11 +135,12 @@ impl Postgres {
             Arc::clone(&clock),
             stop.clone(),
         ));
+        let conditions = Arc::new(Conditions(readers.clone()));
         let tickets = Arc::new(SharedTickets(readers));
         let write = Write::new(Arc::clone(&queue), 0).with_tickets(tickets);
         let read: Arc<dyn Read> = reader;
         Ok(Self {
-            store: Store { read, write },
+            store: Store { read, write, conditions: Some(conditions) },
             writer,
             upkeep,
             queue,
