@@ -32,8 +32,8 @@ use crate::http::places::Places;
 use crate::http::tls::Tls;
 use crate::store::copy::Side;
 use crate::store::keyring::{Key, KeyId, Keyring};
-use crate::store::postgres::Target;
 use crate::store::postgres::copying::PostgresSide;
+use crate::store::postgres::{self, Postgres, Target};
 use crate::store::sqlite::copying::SqliteSide;
 use crate::store::sqlite::retention::Retention;
 use crate::store::sqlite::{Embedded, Keys};
@@ -93,6 +93,8 @@ impl std::fmt::Display for Place {
 enum OpenStore {
     /// In files.
     Embedded(Embedded),
+    /// In a PostgreSQL, together with other nodes.
+    Postgres(Box<Postgres>),
 }
 
 impl OpenStore {
@@ -112,8 +114,8 @@ impl OpenStore {
             }
             config::Store::Postgres(target) => {
                 let node = settings.node_name.clone().unwrap_or_else(|| usual_node_name(address));
-                let opened = open_postgres(settings, target, clock, &node).await?;
-                Ok((opened, Place::Postgres { node }))
+                let postgres = open_postgres(settings, target, clock, &node).await?;
+                Ok((Self::Postgres(Box::new(postgres)), Place::Postgres { node }))
             }
         }
     }
@@ -122,6 +124,7 @@ impl OpenStore {
     fn store(&self) -> Store {
         match self {
             Self::Embedded(embedded) => embedded.store.clone(),
+            Self::Postgres(postgres) => postgres.store.clone(),
         }
     }
 
@@ -129,7 +132,28 @@ impl OpenStore {
     fn is_writing(&self) -> bool {
         match self {
             Self::Embedded(embedded) => embedded.is_writing(),
+            Self::Postgres(postgres) => postgres.is_writing(),
         }
+    }
+
+    /// Under which lanes send.
+    fn lease(&self) -> Lease {
+        match self {
+            Self::Embedded(_) => Lease::forever(),
+            Self::Postgres(postgres) => postgres.lease(),
+        }
+    }
+
+    /// Takes part in the sending, once there is an engine to do it.
+    fn start_node(&mut self, engine: &Arc<Engine>) -> anyhow::Result<()> {
+        if let Self::Postgres(postgres) = self {
+            let engine = Arc::clone(engine);
+            postgres.start_node(Arc::new(move |shards| {
+                // Begun here and not when the future is polled: a loss that is told afterwards comes afterwards.
+                Box::pin(engine.drain_shards(&shards))
+            }))?;
+        }
+        Ok(())
     }
 
     /// Writes what waits, and closes it.
@@ -137,9 +161,10 @@ impl OpenStore {
         match self {
             Self::Embedded(embedded) => {
                 tokio::task::spawn_blocking(move || embedded.close()).await?;
-                Ok(())
             }
+            Self::Postgres(postgres) => postgres.close().await,
         }
+        Ok(())
     }
 }
 
@@ -162,7 +187,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         .await
         .with_context(|| format!("cannot listen on {}", settings.listen))?;
     let address = listener.local_addr()?;
-    let (open, place) = OpenStore::open(&settings, Arc::clone(&clock), address).await?;
+    let (mut open, place) = OpenStore::open(&settings, Arc::clone(&clock), address).await?;
     let store = open.store();
     let new_admin_token = first_admin_token(&settings, &store, clock.now()).await?;
     let epoch = count_tenancy_changes(&store);
@@ -171,7 +196,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     store.write.queue().add_listener(feed.listener());
     let http = make_http(&settings, &store, Arc::clone(&clock), epoch);
     let (router, engine) =
-        build(&settings, store, Arc::clone(&clock), Arc::clone(&http), feed).await?;
+        build(&settings, store, open.lease(), Arc::clone(&clock), Arc::clone(&http), feed).await?;
+    open.start_node(&engine)?;
     let connections = TaskTracker::new();
     let proxies = settings.trusted_proxies.clone();
     let places = Arc::new(Places::new(settings.connections_per_address, proxies));
@@ -216,6 +242,7 @@ fn warn_of_plain_http(settings: &Settings, address: SocketAddr) {
 async fn build(
     settings: &Settings,
     store: Store,
+    lease: Lease,
     clock: Arc<dyn Clock>,
     http: Arc<Http>,
     feed: Feed,
@@ -228,7 +255,7 @@ async fn build(
         proxy: settings.proxy.clone(),
         // As many again as may be in flight, at most.
         kept_max: sender::KEPT_MAX_DEFAULT.min(descriptors / 2),
-        lease: Lease::forever(),
+        lease,
     };
     let sender = Arc::new(Sender::new(&sender_settings, guard, Arc::clone(&clock))?);
     let engine_settings = engine_settings(settings, descriptors)?;
@@ -261,14 +288,18 @@ fn make_http(
     Arc::new(Http::new(&http_settings(settings), Arc::clone(&store.read), clock, epoch, uses))
 }
 
-/// Opens the PostgreSQL of these settings. The back end is not there yet.
+/// Opens the PostgreSQL of these settings.
 async fn open_postgres(
-    _settings: &Settings,
-    _target: &Target,
-    _clock: Arc<dyn Clock>,
-    _node: &str,
-) -> anyhow::Result<OpenStore> {
-    bail!("this version cannot keep anything in PostgreSQL yet: leave the setting store empty")
+    settings: &Settings,
+    target: &Target,
+    clock: Arc<dyn Clock>,
+    node: &str,
+) -> anyhow::Result<Postgres> {
+    let keys = settings.secret_key.clone();
+    let keys = keys.context("PostgreSQL needs secret_key, the same for all nodes")?;
+    let retention = retention_of(settings);
+    let options = postgres::Options { clock, retention, keys, node_name: node.to_owned() };
+    Ok(Postgres::open(target, options).await?)
 }
 
 /// Tells the nodes of several machines apart, and several on one machine.

@@ -14,6 +14,7 @@ pub mod copy;
 pub mod keyring;
 pub mod postgres;
 pub mod queue;
+pub mod retention;
 pub mod rows;
 pub mod sqlite;
 mod standing;

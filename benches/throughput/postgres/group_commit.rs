@@ -29,6 +29,7 @@ pub(crate) async fn measure(url: &str, time: Duration) -> anyhow::Result<Measure
         clock: Arc::new(SystemClock::new()),
         retention: Retention::FOREVER,
         keys: Keyring::new(vec![Key::random()?])?,
+        node_name: "bench".to_owned(),
     };
     let postgres = Postgres::open(&target, options).await?;
     let service = postgres.store.write.create_service("Bench".to_owned()).await?.id;
@@ -73,7 +74,6 @@ fn create(number: u64) -> anyhow::Result<ContactChange> {
         "lastName": "Bench",
         "email": format!("bench{number}@example.org"),
         "jobTitle": "Porter",
-        "businessNumber": "+493012345678",
     });
     let serde_json::Value::Object(object) = body else { anyhow::bail!("not an object") };
     Ok(ContactChange::Create(ContactPatch::from_json(object).map_err(anyhow::Error::msg)?))

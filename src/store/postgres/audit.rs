@@ -1,4 +1,4 @@
-//! The audit log in its table: written with the group, read by number. Rows are never changed; only `remove_old`
+//! The audit log in its table: written with the group, read by number. Rows are never changed; only [`remove_old`]
 //! removes them.
 
 use tokio_postgres::Row;
@@ -18,6 +18,8 @@ use crate::store::rows::{AuditPage, AuditQuery};
 const PAGE_ROWS_MAX: usize = 5_000;
 /// Rows that are read at once: 3 MB of the largest. Fewer take more turns with the server.
 const READ_ROWS: i64 = 200;
+/// Services whose oldest row is looked at in one slice of upkeep.
+const SLICE_SERVICES: i32 = 100;
 
 /// Numbers and writes what was noted. Only the transaction that has locked a service's row may give numbers of it;
 /// those of the server come last, because its counts are locked behind all services.
@@ -195,4 +197,56 @@ async fn before_time<S: Session>(
     // Entries of the newest row have its time; if that is too old, so are they.
     let is_beyond = low > newest;
     Ok(if is_beyond { u64::MAX >> 1 } else { low - 1 })
+}
+
+/// What one slice over the audit logs did.
+#[derive(Debug, Default)]
+pub(super) struct Removed {
+    /// Rows removed.
+    pub(super) rows: u64,
+    /// The last service that was looked at; `None` at the end of all.
+    pub(super) position: Option<ServiceId>,
+}
+
+/// Removes old rows of some services after `position`, at most `limit`. Those of deleted services are among them.
+pub(super) async fn remove_old<S: Session>(
+    session: &S,
+    position: Option<ServiceId>,
+    before: Timestamp,
+    limit: u64,
+) -> Result<Removed, Stop> {
+    // The log of the server stands under the lowest number of all.
+    let (beyond, from) = match position {
+        None => (">=", SERVER),
+        Some(position) => (">", position),
+    };
+    // The first row of each service in turn, without a look at the others.
+    let sql = format!(
+        "WITH RECURSIVE oldest AS ((SELECT service, at, 1 AS place FROM audit WHERE service {beyond} $1 \
+         ORDER BY service, first LIMIT 1) UNION ALL SELECT n.service, n.at, o.place + 1 FROM oldest o \
+         CROSS JOIN LATERAL (SELECT a.service, a.at FROM audit a WHERE a.service > o.service \
+         ORDER BY a.service, a.first LIMIT 1) n WHERE o.place < $2) SELECT service, at FROM oldest"
+    );
+    let services = query(session, &sql, &[&from.uuid(), &SLICE_SERVICES]).await?;
+    let mut removed = Removed { position, ..Removed::default() };
+    for row in &services {
+        let service = ServiceId::from_uuid(column(row, 0)?);
+        if time(row, 1)? < before {
+            // Times never go back within a log.
+            let sql = "DELETE FROM audit WHERE service = $1 AND first <= (SELECT max(o.first) FROM \
+                 (SELECT first, at FROM audit WHERE service = $1 ORDER BY first LIMIT $2) o WHERE o.at < $3)";
+            let left = int(limit - removed.rows);
+            let key = service.uuid();
+            removed.rows += execute(session, sql, &[&key, &left, &before.millis()]).await?;
+        }
+        if removed.rows >= limit {
+            // There may be more of this service: the position stays before it.
+            return Ok(removed);
+        }
+        removed.position = Some(service);
+    }
+    if i32::try_from(services.len()).unwrap_or(i32::MAX) < SLICE_SERVICES {
+        removed.position = None;
+    }
+    Ok(removed)
 }

@@ -26,11 +26,9 @@ use crate::domain::shard::{Shard, shard_of};
 use crate::domain::subscription::Enabled;
 use crate::store::command::{Command, Reply};
 use crate::store::queue::{Waiting, WaitingRecord};
+use crate::store::retention::IDEMPOTENCY_AGE;
 use crate::store::rows::{FAILED_PER_DELIVERY_MAX, FAILED_PER_SUBSCRIPTION_MAX, Record};
 use crate::store::{Commit, Error};
-
-/// How long an answer to an idempotency key is kept; the contract's 24 hours.
-const IDEMPOTENCY_AGE: std::time::Duration = std::time::Duration::from_hours(24);
 
 /// What a group is made of.
 pub(super) struct Work<'a> {

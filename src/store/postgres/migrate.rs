@@ -28,12 +28,17 @@ const LOCK: i64 = 0x526f_6c6c_6361_6c6c;
 /// The database is of a newer version, or a script failed; then the database is as before that script.
 pub(super) async fn migrate(client: &mut Client) -> Result<(), Error> {
     let failed = |error: tokio_postgres::Error| unavailable(&error);
+    // Another node may migrate for as long as it takes, and so may this one.
+    client
+        .batch_execute("SET lock_timeout = 0; SET statement_timeout = 0")
+        .await
+        .map_err(failed)?;
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await.map_err(failed)?;
     let done = migrate_locked(client).await;
     let unlocked = client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await;
     done?;
     unlocked.map_err(failed)?;
-    Ok(())
+    client.batch_execute("RESET lock_timeout; RESET statement_timeout").await.map_err(failed)
 }
 
 async fn migrate_locked(client: &mut Client) -> Result<(), Error> {

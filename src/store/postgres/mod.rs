@@ -21,6 +21,7 @@ mod overlay;
 mod ownership;
 mod progress;
 mod reader;
+mod retention;
 mod secrets;
 mod session;
 mod statements;
@@ -28,23 +29,31 @@ mod subscriptions;
 mod tenancy;
 #[cfg(test)]
 mod test_database;
+#[cfg(test)]
+mod test_stage;
+mod upkeep;
 mod writer;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use deadpool_postgres::Object;
 use tokio_util::sync::CancellationToken;
 
 use self::connect::Readers;
 pub use self::connect::Target;
+pub use self::nodes::Drain;
+use self::nodes::{Keeper, Keeping};
 use self::ownership::Ownership;
 use self::reader::{Broken, Reader};
+use self::upkeep::Upkeep;
 use self::writer::Writer;
 use super::keyring::Keyring;
 use super::queue::{Queue, Tickets, Write};
-use super::sqlite::retention::Retention;
+use super::retention::Retention;
 use super::{Answer, Commit, Error, Read, Store};
 use crate::domain::clock::Clock;
+use crate::domain::lease::Lease;
 use crate::domain::shard::Shard;
 
 /// Time between two slices of upkeep while there is nothing to remove.
@@ -61,6 +70,8 @@ pub struct Options {
     pub retention: Retention,
     /// The keys of signing secrets; every node needs the same.
     pub keys: Keyring,
+    /// What people call this node.
+    pub node_name: String,
 }
 
 /// An open PostgreSQL store: dropping it without [`Self::close`] loses nothing that was acknowledged.
@@ -69,9 +80,15 @@ pub struct Postgres {
     /// Reads and writes.
     pub store: Store,
     writer: std::thread::JoinHandle<()>,
+    upkeep: tokio::task::JoinHandle<()>,
     queue: Arc<Queue>,
     ownership: Arc<Ownership>,
     stop: CancellationToken,
+    target: Target,
+    clock: Arc<dyn Clock>,
+    node_name: String,
+    lease: Lease,
+    keeper: Option<Keeper>,
 }
 
 impl Postgres {
@@ -81,7 +98,7 @@ impl Postgres {
     ///
     /// The database cannot be reached, its schema is newer than this program, or a secret needs a key that is not there.
     pub async fn open(target: &Target, options: Options) -> Result<Self, Error> {
-        let Options { clock, retention, keys } = options;
+        let Options { clock, retention, keys, node_name } = options;
         let mut client = target.connect_plain().await?;
         migrate::migrate(&mut client).await?;
         copying::enter(&client).await?;
@@ -110,25 +127,124 @@ impl Postgres {
             .spawn(move || writer.run())
             .map_err(|error| Error::Unavailable(format!("cannot start the writer: {error}")))?;
         let stop = CancellationToken::new();
-        let write =
-            Write::new(Arc::clone(&queue), 0).with_tickets(Arc::new(SharedTickets(readers)));
+        let upkeep = tokio::spawn(keep_up(
+            Upkeep::new(retention),
+            readers.clone(),
+            Arc::clone(&queue),
+            Arc::clone(&ownership),
+            Arc::clone(&clock),
+            stop.clone(),
+        ));
+        let tickets = Arc::new(SharedTickets(readers));
+        let write = Write::new(Arc::clone(&queue), 0).with_tickets(tickets);
         let read: Arc<dyn Read> = reader;
-        Ok(Self { store: Store { read, write }, writer, queue, ownership, stop })
+        Ok(Self {
+            store: Store { read, write },
+            writer,
+            upkeep,
+            queue,
+            ownership,
+            stop,
+            target: target.clone(),
+            clock,
+            node_name,
+            lease: Lease::not_yet(),
+            keeper: None,
+        })
     }
 
-    /// Whether the writer lives.
+    /// The lease of this node: everything that is sent for a subscription is sent under it.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        self.lease.clone()
+    }
+
+    /// Becomes a node: takes shards from now on, and tells who listens to the store of them. `drain` is called when one is
+    /// handed over.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread.
+    pub fn start_node(&mut self, drain: Drain) -> Result<(), Error> {
+        self.keeper = Some(Keeper::start(Keeping {
+            target: self.target.clone(),
+            name: self.node_name.clone(),
+            queue: Arc::clone(&self.queue),
+            clock: Arc::clone(&self.clock),
+            ownership: Arc::clone(&self.ownership),
+            lease: self.lease.clone(),
+            drain,
+        })?);
+        Ok(())
+    }
+
+    /// Whether the writer and the keeper of the node live.
     #[must_use]
     pub fn is_writing(&self) -> bool {
-        !self.writer.is_finished()
+        !self.writer.is_finished() && self.keeper.as_ref().is_none_or(Keeper::is_running)
     }
 
     /// Lets nothing more in, finishes what waits, and closes the connections.
     pub async fn close(self) {
         self.stop.cancel();
-        self.queue.close();
-        let joined = tokio::task::spawn_blocking(move || self.writer.join()).await;
+        drop(self.upkeep.await);
+        let (keeper, queue, writer) = (self.keeper, self.queue, self.writer);
+        let joined = tokio::task::spawn_blocking(move || {
+            // What was recorded last is written before others may go on from it.
+            queue.close();
+            let joined = writer.join();
+            if let Some(keeper) = keeper {
+                keeper.stop();
+            }
+            joined
+        })
+        .await;
         if !matches!(joined, Ok(Ok(()))) {
             tracing::error!("store writer panicked");
+        }
+    }
+}
+
+/// Removes what is no longer needed, on the node that has the first shard.
+async fn keep_up(
+    mut upkeep: Upkeep,
+    readers: Readers,
+    queue: Arc<Queue>,
+    ownership: Arc<Ownership>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) {
+    let first = Shard::all().next();
+    let mut wait = UPKEEP_EVERY;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = UPKEEP_EVERY;
+        if first.is_none_or(|first| ownership.epoch(first).is_none()) {
+            continue;
+        }
+        let slice = async {
+            let client = readers.get().await?;
+            let slice = upkeep.run_slice(&client, clock.now()).await;
+            slice.map_err(|stop| {
+                // It may be in the middle of a transaction.
+                drop(Object::take(client));
+                Error::from(stop)
+            })
+        };
+        match slice.await {
+            Ok(slice) => {
+                if !slice.subscriptions.is_empty() {
+                    let subscriptions = slice.subscriptions;
+                    queue.tell(&Commit { subscriptions, ..Commit::default() });
+                }
+                if slice.removed {
+                    wait = UPKEEP_PAUSE;
+                }
+            }
+            Err(error) => tracing::debug!(error = %error, "upkeep failed, trying again"),
         }
     }
 }
@@ -166,6 +282,9 @@ fn unavailable(error: &tokio_postgres::Error) -> Error {
     Error::Unavailable(why(error))
 }
 
+#[cfg(test)]
+#[path = "lock_order_tests.rs"]
+mod lock_order_tests;
 #[cfg(test)]
 #[path = "steps_tests.rs"]
 mod steps_tests;

@@ -1,3 +1,5 @@
+//! Extension numbers as the overlay finds them.
+
 use std::collections::BTreeSet;
 
 use super::ServiceState;

@@ -1,3 +1,5 @@
+//! The suite of every back end, on PostgreSQL.
+
 use std::sync::Arc;
 
 use super::test_database::TestDatabase;
@@ -11,7 +13,7 @@ use crate::store::sqlite::retention::Retention;
 pub(super) fn options() -> Options {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let keys = Keyring::new(vec![Key::random().unwrap()]).unwrap();
-    Options { clock, retention: Retention::FOREVER, keys }
+    Options { clock, retention: Retention::FOREVER, keys, node_name: "test".to_owned() }
 }
 
 /// Opens the store as the only node, with every shard as it was made.

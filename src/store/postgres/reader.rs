@@ -287,3 +287,7 @@ impl Read for Reader {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;

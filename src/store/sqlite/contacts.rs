@@ -12,6 +12,7 @@ use crate::domain::event::EventKind;
 use crate::domain::id::{ContactId, ServiceId};
 use crate::store::Error;
 use crate::store::command::{ContactAnswer, ContactChange, IdempotencyKey, IfMatch};
+use crate::store::retention::IDEMPOTENCY_AGE;
 use crate::store::rows::{ContactList, ContactQuery};
 
 /// Applies one change of the roll and appends its event. Everything that can be refused is refused before the
@@ -55,7 +56,7 @@ fn find_answer(
                 service.as_bytes(),
                 key.app.as_bytes(),
                 key.key,
-                change.now.minus(super::upkeep::IDEMPOTENCY_AGE).millis()
+                change.now.minus(IDEMPOTENCY_AGE).millis()
             ],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )

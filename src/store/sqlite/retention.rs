@@ -3,8 +3,6 @@
 //! The newest event of a service always stays. What was removed before it was delivered is never hidden: it becomes the
 //! gap of each subscription that still owed it, and begins a generation of it.
 
-use std::time::Duration;
-
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::deliveries::extend_gap;
@@ -13,48 +11,12 @@ use super::progress;
 use super::subscriptions::enabled_of;
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
+pub use crate::store::retention::Retention;
 use crate::store::rows::done_of;
 use crate::store::standing::{Standing, joined};
 
-/// How long events are kept unless told otherwise; `event_retention`. Shorter leaves receivers that are off for long
-/// with gaps, longer takes disk: about 300 bytes an event.
-pub const EVENT_RETENTION_DEFAULT: Duration = Duration::from_hours(30 * 24);
-/// How long failed attempts are kept; `attempt_retention`.
-pub const ATTEMPT_RETENTION_DEFAULT: Duration = Duration::from_hours(7 * 24);
-/// How long the audit log is kept; `audit_retention`.
-pub const AUDIT_RETENTION_DEFAULT: Duration = Duration::from_hours(365 * 24);
-
-/// Longer than anything was kept: a century.
-const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
-
 /// Services whose oldest event is looked at in one slice.
 const SLICE_SERVICES: i64 = 100;
-
-/// What an operator can set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// Age at which events are removed.
-    pub events: Duration,
-    /// Age at which failed attempts are removed.
-    pub attempts: Duration,
-    /// Age at which entries of the audit log are removed.
-    pub audit: Duration,
-}
-
-impl Retention {
-    /// Removes nothing: for work on the store without the operator's settings.
-    pub const FOREVER: Self = Self { events: LONGEST, attempts: LONGEST, audit: LONGEST };
-}
-
-impl Default for Retention {
-    fn default() -> Self {
-        Self {
-            events: EVENT_RETENTION_DEFAULT,
-            attempts: ATTEMPT_RETENTION_DEFAULT,
-            audit: AUDIT_RETENTION_DEFAULT,
-        }
-    }
-}
 
 /// Removes old failed attempts; gives how many.
 pub(super) fn remove_attempts(

@@ -335,3 +335,30 @@ fn the_file_of_keys_is_replaced_whole() {
     assert_eq!(left.ids().count(), 1);
     assert!(!scratch.0.join("secret.key.new").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_is_refused_while_an_earlier_secret_is_damaged_and_its_neighbours_go_on() {
+    let scratch = Scratch::new("damaged-rotation");
+    let embedded = scratch.open(Keys::File).unwrap();
+    let (service, app, _) = make_apps(&embedded, 1).await[0].clone();
+    let damage = "UPDATE app_secrets SET secret = x'00'";
+    open_writer(&scratch.0.join(DATABASE_FILE)).unwrap().execute_batch(damage).unwrap();
+    let write = &embedded.store.write;
+    let rotate = |until| {
+        write.rotate_secret(service, app, SigningSecret(secret(7)), Timestamp::from_millis(until))
+    };
+
+    let (refused, neighbour) =
+        tokio::join!(rotate(i64::MAX / 2), write.create_service("Other".to_owned()));
+
+    assert!(
+        matches!(&refused, Err(Error::Unavailable(text)) if text.contains("key reset")),
+        "{refused:?}"
+    );
+    neighbour.unwrap();
+    assert_eq!(embedded.store.read.check().await, Ok(()));
+    // Where it does not sign on it is not opened.
+    rotate(0).await.unwrap();
+    assert_eq!(newest(&embedded, service, app).await, secret(7));
+    embedded.close();
+}

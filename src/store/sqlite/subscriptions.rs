@@ -138,7 +138,7 @@ pub(super) fn set_subscription(
     service: ServiceId,
     app: AppId,
     ticket: u64,
-    wish: SubscriptionWish,
+    wish: &SubscriptionWish,
 ) -> Result<Subscription, Stop> {
     let head = change.services.get_mut(change.connection, service)?.head;
     if !app_exists(change.connection, service, app)? {
@@ -155,8 +155,8 @@ pub(super) fn set_subscription(
         return Err(Error::Superseded.into());
     }
     let before = stored.map(|(subscription, _)| subscription);
-    let keeps = keeps_progress(before.as_ref(), &wish);
-    let after = wished(change.now, service, app, before.as_ref(), &wish);
+    let keeps = keeps_progress(before.as_ref(), wish);
+    let after = wished(change.now, service, app, before.as_ref(), wish);
     write(change, &after, ticket)?;
     begin_generation(change, &after, if keeps { None } else { Some(head) })?;
     change.commit.subscriptions.push((service, app));

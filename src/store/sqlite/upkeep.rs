@@ -1,16 +1,13 @@
 //! Removes what is no longer needed, in slices small enough that no group waits long behind one.
 
-use std::time::Duration;
-
 use rusqlite::{Connection, params};
 
 use super::audit;
 use super::retention::{self, Retention};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
+use crate::store::retention::IDEMPOTENCY_AGE;
 
-/// How long an idempotency key is kept; the contract's 24 hours.
-pub(super) const IDEMPOTENCY_AGE: Duration = Duration::from_hours(24);
 /// Rows removed in one slice: about a millisecond of writing.
 const SLICE_ROWS: i64 = 500;
 /// Rows of the audit log removed in one slice. Each may tell of as many changes as a group had.

@@ -169,7 +169,7 @@ impl<'a> Change<'a> {
                 Ok(Reply::Done)
             }
             Command::SetSubscription { service, app, ticket, wish } => {
-                subscriptions::set_subscription(self, service, app, ticket, wish)
+                subscriptions::set_subscription(self, service, app, ticket, &wish)
                     .map(|subscription| Reply::Subscription(Box::new(subscription)))
             }
             Command::Redeliver { service, app, sequence, later } => {
