@@ -230,7 +230,10 @@ impl Shared {
         if lane.in_flight() > 0 {
             return;
         }
-        lanes.by_key.remove(&lane.key);
+        // Another one may have taken its place.
+        if lanes.by_key.get(&lane.key).is_some_and(|there| there.id == lane.id) {
+            lanes.by_key.remove(&lane.key);
+        }
         if let Some(others) = lanes.by_service.get_mut(&lane.key.0) {
             others.retain(|other| other.id != lane.id);
             if others.is_empty() {
@@ -383,23 +386,27 @@ impl Engine {
         !self.main.is_finished()
     }
 
-    /// Starts nothing any more in these shards, waits for what is in flight and its records, and forgets their lanes.
-    /// They are built anew when the shard is told as gained. It waits for receivers and for the store: whoever calls it
-    /// has a limit, after which the shards are to be told as lost.
-    pub async fn drain_shards(&self, shards: &[Shard]) {
-        let shared = Arc::clone(&self.shared);
+    /// Starts nothing any more in these shards, from before it returns. The future waits for what is in flight and its
+    /// records, and forgets the lanes; they are built anew when the shards are told as gained. It waits for receivers and
+    /// for the store: whoever awaits it has a limit, after which the shards are to be told as lost.
+    pub fn drain_shards(&self, shards: &[Shard]) -> impl Future<Output = ()> + Send + 'static {
         let shards: BTreeSet<Shard> = shards.iter().copied().collect();
-        // On the engine's own threads, whoever asks: lanes may start tasks.
+        let shared = Arc::clone(&self.shared);
+        // Whoever asks: lanes may start tasks.
+        let inside = self.runtime.enter();
+        // Before the lanes are listed: one that is built meanwhile is drained from the start.
+        lock(&shared.draining).extend(&shards);
+        let lanes = shared.lanes_in(&shards);
+        for lane in &lanes {
+            lane.step(Input::Drain);
+        }
+        drop(inside);
         let drained = self.runtime.spawn(async move {
-            // Before the lanes are listed: one that is built meanwhile is drained from the start.
-            lock(&shared.draining).extend(&shards);
-            let lanes = shared.lanes_in(&shards);
-            for lane in &lanes {
-                lane.step(Input::Drain);
-            }
-            while lanes.iter().any(|lane| lane.busy()) {
-                if shared.stopping.is_cancelled() {
-                    return;
+            let mut busy = lanes.clone();
+            loop {
+                busy.retain(|lane| lane.busy());
+                if busy.is_empty() || shared.stopping.is_cancelled() {
+                    break;
                 }
                 tokio::time::sleep(STOP_POLL).await;
             }
@@ -408,8 +415,9 @@ impl Engine {
                 shared.forget_if_quiet(lane);
             }
         });
-        // Given up with whoever waits for it. One that failed has drained nothing, and is told as lost like the others.
-        drop(AbortOnDropHandle::new(drained).await);
+        let drained = AbortOnDropHandle::new(drained);
+        // One that failed has drained nothing: its lanes stop when the shards are told as lost.
+        async move { drop(drained.await) }
     }
 
     /// Starts nothing any more, waits up to `grace` for what is in flight, and records it.

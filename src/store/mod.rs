@@ -175,6 +175,10 @@ pub struct Commit {
     pub gained: Vec<Shard>,
     /// Shards that this node has no more: their lanes must stop at once.
     pub lost: Vec<Shard>,
+    /// Shards of which the commit tells the other nodes, by their counts, that subscriptions or secrets changed.
+    pub counted: Vec<Shard>,
+    /// Whether another node made it, and this one only heard of it.
+    pub elsewhere: bool,
 }
 
 /// The secrets of an app after a rotation.

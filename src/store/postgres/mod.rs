@@ -13,6 +13,8 @@ pub mod copying;
 mod deliveries;
 mod events;
 mod group;
+mod hint_text;
+mod hints;
 mod membership;
 mod migrate;
 mod nodes;

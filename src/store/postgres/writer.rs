@@ -485,7 +485,7 @@ async fn rare(
     let done = async {
         let reply = commands::run(&mut change, &waiting.command).await?;
         audit::write_all(&mut change).await?;
-        count_changes(&change).await?;
+        count_changes(&mut change).await?;
         Ok(reply)
     };
     match done.await {
