@@ -10,7 +10,7 @@
 //! ones stop at once, and those that are handed over are drained first.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ use super::slots::Slots;
 use crate::domain::clock::{Clock, Moment};
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::shard::{Shard, shard_of};
+use crate::store::rows::{ConditionRow, LaneCondition};
 use crate::store::{Commit, Error, Store};
 
 /// How often all heads are compared, lost signals found and doubtful lanes counted anew.
@@ -81,6 +82,10 @@ pub(super) struct Shared {
     pub(super) heard: Mutex<Heard>,
     pub(super) signal: Notify,
     lane_ids: AtomicU64,
+    /// What other nodes have not been told yet of lanes: their epoch and how they are doing.
+    conditions: Mutex<BTreeMap<Key, (u64, LaneState)>>,
+    /// Whether they are being told of something: one after the other, so that a later state is never overwritten.
+    telling: AtomicBool,
     /// What is heard while rows of lanes are being read.
     pub(super) meanwhile: Mutex<Option<Meanwhile>>,
     /// Shards that are being handed over: whatever starts in them is drained.
@@ -144,6 +149,11 @@ impl Shared {
     /// A lane was halted: should the signal to load it anew be lost, the comparison finds it.
     pub(super) fn note_halted(&self, key: Key) {
         lock(&self.halted).insert(key);
+    }
+
+    /// Other nodes are to hear how a lane is doing.
+    pub(super) fn note_condition(&self, key: Key, epoch: u64, state: LaneState) {
+        lock(&self.conditions).insert(key, (epoch, state));
     }
 
     /// Lanes whose turn it is to take slots.
@@ -349,6 +359,8 @@ impl Engine {
             heard: Mutex::default(),
             signal: Notify::new(),
             lane_ids: AtomicU64::new(0),
+            conditions: Mutex::default(),
+            telling: AtomicBool::new(false),
             meanwhile: Mutex::default(),
             draining: Mutex::default(),
             losses: watch::Sender::default(),
@@ -519,6 +531,37 @@ fn compare_all(shared: &Arc<Shared>) {
     for lane in shared.slots.holders() {
         lane.step(Input::Tick);
     }
+    tell_conditions(shared);
+}
+
+/// Tells other nodes of the lanes whose condition changed, once a second at most.
+fn tell_conditions(shared: &Arc<Shared>) {
+    let Some(conditions) = shared.store.conditions.clone() else { return };
+    if lock(&shared.conditions).is_empty() || shared.telling.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let changed = std::mem::take(&mut *lock(&shared.conditions));
+    let row = |(key, (epoch, state)): (&Key, &(u64, LaneState))| ConditionRow {
+        service: key.0,
+        app: key.1,
+        epoch: *epoch,
+        condition: match state {
+            LaneState::Active => None,
+            LaneState::Paused => Some(LaneCondition::Paused),
+            LaneState::Failing => Some(LaneCondition::Failing),
+        },
+    };
+    let rows = changed.iter().map(row).collect();
+    let telling = Arc::clone(shared);
+    shared.tasks.spawn(async move {
+        if conditions.write(rows).await.is_err() {
+            let mut waiting = lock(&telling.conditions);
+            for (key, state) in changed {
+                waiting.entry(key).or_insert(state);
+            }
+        }
+        telling.telling.store(false, Ordering::Release);
+    });
 }
 
 #[cfg(test)]

@@ -35,8 +35,8 @@ use crate::domain::tenancy::{App, Service, StoredToken, TokenHash};
 
 use self::queue::Write;
 use self::rows::{
-    AuditPage, AuditQuery, ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow,
-    LaterEvents, LogPage, NodeRow, SubscriptionStatus, TokenOfApp,
+    AuditPage, AuditQuery, ConditionRow, ContactList, ContactQuery, DeliveryQuery, DeliveryRow,
+    LaneRow, LaterEvents, LogPage, NodeRow, SubscriptionStatus, TokenOfApp,
 };
 
 /// What went wrong, as far as a caller can act on it.
@@ -199,6 +199,12 @@ pub struct ChangedSecrets {
 /// Hears of commits. Called on the writer's own thread: it must not block.
 pub type CommitListener = Arc<dyn Fn(&Commit) + Send + Sync>;
 
+/// Tells other nodes how the lanes of this one are doing.
+pub trait ShareConditions: Send + Sync + std::fmt::Debug {
+    /// Writes these.
+    fn write(&self, rows: Vec<ConditionRow>) -> Answer<'_, ()>;
+}
+
 /// An open store.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -206,4 +212,6 @@ pub struct Store {
     pub read: Arc<dyn Read>,
     /// Writes.
     pub write: Write,
+    /// Where other nodes hear how lanes are doing; `None` where one process has the store for itself.
+    pub conditions: Option<Arc<dyn ShareConditions>>,
 }

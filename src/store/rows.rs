@@ -124,6 +124,51 @@ pub struct SubscriptionStatus {
     pub failing: Option<Failing>,
     /// Events that were removed from the log before they were delivered.
     pub gap: Option<Gap>,
+    /// How the lane is doing on the node that has it, as far as that was told; `None` where it is active.
+    pub condition: Option<LaneCondition>,
+}
+
+/// What is worth telling of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneCondition {
+    /// The receiver asked for a pause.
+    Paused,
+    /// The circuit is open, or too many deliveries are held.
+    Failing,
+}
+
+impl LaneCondition {
+    /// As it is stored.
+    #[must_use]
+    pub const fn code(self) -> i16 {
+        match self {
+            Self::Paused => 1,
+            Self::Failing => 2,
+        }
+    }
+
+    /// From its stored code.
+    #[must_use]
+    pub const fn from_code(code: i16) -> Option<Self> {
+        match code {
+            1 => Some(Self::Paused),
+            2 => Some(Self::Failing),
+            _ => None,
+        }
+    }
+}
+
+/// How a lane of this node is doing from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConditionRow {
+    /// The tenant.
+    pub service: ServiceId,
+    /// The app.
+    pub app: AppId,
+    /// The epoch of its shard.
+    pub epoch: u64,
+    /// `None` for an active one.
+    pub condition: Option<LaneCondition>,
 }
 
 /// An unbroken row of failed attempts of a subscription.

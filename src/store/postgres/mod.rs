@@ -6,6 +6,7 @@
 mod audit;
 mod change;
 mod commands;
+mod conditions;
 mod connect;
 mod contacts;
 pub mod copying;
@@ -41,8 +42,10 @@ use std::time::Duration;
 use deadpool_postgres::Object;
 use tokio_util::sync::CancellationToken;
 
+use self::conditions::Conditions;
 use self::connect::Readers;
 pub use self::connect::Target;
+use self::hints::Hints;
 pub use self::nodes::Drain;
 use self::nodes::{Keeper, Keeping};
 use self::ownership::Ownership;
@@ -89,6 +92,7 @@ pub struct Postgres {
     clock: Arc<dyn Clock>,
     node_name: String,
     lease: Lease,
+    hints: Option<Hints>,
     keeper: Option<Keeper>,
 }
 
@@ -136,11 +140,12 @@ impl Postgres {
             Arc::clone(&clock),
             stop.clone(),
         ));
+        let conditions = Arc::new(Conditions(readers.clone()));
         let tickets = Arc::new(SharedTickets(readers));
         let write = Write::new(Arc::clone(&queue), 0).with_tickets(tickets);
         let read: Arc<dyn Read> = reader;
         Ok(Self {
-            store: Store { read, write },
+            store: Store { read, write, conditions: Some(conditions) },
             writer,
             upkeep,
             queue,
@@ -150,6 +155,7 @@ impl Postgres {
             clock,
             node_name,
             lease: Lease::not_yet(),
+            hints: None,
             keeper: None,
         })
     }
@@ -160,13 +166,18 @@ impl Postgres {
         self.lease.clone()
     }
 
-    /// Becomes a node: takes shards from now on, and tells who listens to the store of them. `drain` is called when one is
-    /// handed over.
+    /// Becomes a node: takes shards and hears of the others' commits from now on, and tells who listens to the store.
+    /// `drain` is called when a shard is handed over.
     ///
     /// # Errors
     ///
     /// The system gives no thread.
     pub fn start_node(&mut self, drain: Drain) -> Result<(), Error> {
+        self.hints = Some(Hints::start(hints::Settings {
+            target: self.target.clone(),
+            queue: Arc::clone(&self.queue),
+            ownership: Arc::clone(&self.ownership),
+        })?);
         self.keeper = Some(Keeper::start(Keeping {
             target: self.target.clone(),
             name: self.node_name.clone(),
@@ -179,16 +190,21 @@ impl Postgres {
         Ok(())
     }
 
-    /// Whether the writer and the keeper of the node live.
+    /// Whether the writer, the keeper of the node and its ears live.
     #[must_use]
     pub fn is_writing(&self) -> bool {
-        !self.writer.is_finished() && self.keeper.as_ref().is_none_or(Keeper::is_running)
+        !self.writer.is_finished()
+            && self.keeper.as_ref().is_none_or(Keeper::is_running)
+            && self.hints.as_ref().is_none_or(Hints::is_running)
     }
 
     /// Lets nothing more in, finishes what waits, and closes the connections.
     pub async fn close(self) {
         self.stop.cancel();
         drop(self.upkeep.await);
+        if let Some(hints) = self.hints {
+            hints.stop().await;
+        }
         let (keeper, queue, writer) = (self.keeper, self.queue, self.writer);
         let joined = tokio::task::spawn_blocking(move || {
             // What was recorded last is written before others may go on from it.

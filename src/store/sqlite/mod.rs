@@ -131,7 +131,7 @@ impl Embedded {
             .map_err(|error| Error::Unavailable(format!("cannot start the writer: {error}")))?;
         let write = Write::new(Arc::clone(&queue), ticket);
         let read: Arc<dyn Read> = Arc::new(Reader { pool, keys });
-        Ok(Self { store: Store { read, write }, writer, queue, _lock: lock })
+        Ok(Self { store: Store { read, write, conditions: None }, writer, queue, _lock: lock })
     }
 
     /// Gives a store a new key for its secrets, in the key file; no process may have it open.
