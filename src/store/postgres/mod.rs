@@ -17,6 +17,7 @@ mod hint_text;
 mod hints;
 mod membership;
 mod migrate;
+mod node_list;
 mod nodes;
 mod overlay;
 mod ownership;
