@@ -31,6 +31,7 @@ mod hostile_callers;
 mod leaks;
 mod listener_tls;
 mod nodes_store;
+mod nodes_tls;
 mod secrets_at_rest;
 mod store_disk_faults;
 mod store_disk_full;

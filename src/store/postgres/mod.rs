@@ -289,8 +289,11 @@ impl Tickets for SharedTickets {
 fn why(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("PostgreSQL: {} ({})", db.message(), db.code().code()),
-        // The driver's own texts: connection closed, timeout, type mismatch.
-        None => format!("PostgreSQL: {error}"),
+        // The driver's own texts, and those of the connection: refused, closed, the certificate.
+        None => match std::error::Error::source(error) {
+            Some(source) => format!("PostgreSQL: {error}: {source}"),
+            None => format!("PostgreSQL: {error}"),
+        },
     }
 }
 
