@@ -423,3 +423,7 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "nodes_tests.rs"]
+mod tests;
