@@ -157,7 +157,8 @@ impl Node {
                 }
             };
         }
-        self.lose_all("stopping");
+        let shards: Vec<Shard> = self.keeping.ownership.all().into_keys().collect();
+        self.end_all(&shards);
         drop(tokio::time::timeout(LEAVE_WAIT, self.leave()).await);
     }
 
@@ -293,12 +294,16 @@ impl Node {
 
     /// Ends the lease and everything under it.
     fn lose_all(&mut self, why: &'static str) {
-        self.keeping.lease.end();
         let shards: Vec<Shard> = self.keeping.ownership.all().into_keys().collect();
         if !shards.is_empty() {
             tracing::warn!(shards = shards.len(), why, "shards lost");
         }
-        self.lose(&shards);
+        self.end_all(&shards);
+    }
+
+    fn end_all(&mut self, shards: &[Shard]) {
+        self.keeping.lease.end();
+        self.lose(shards);
         self.handovers.abort_all();
         self.leaving.clear();
     }
