@@ -36,6 +36,7 @@ mod test_stage;
 mod upkeep;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ use super::retention::Retention;
 use super::{Answer, Commit, Error, Read, Store};
 use crate::domain::clock::Clock;
 use crate::domain::lease::Lease;
-use crate::domain::shard::Shard;
+use crate::domain::shard::{Shard, shard_of};
 
 /// Time between two slices of upkeep while there is nothing to remove.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
@@ -255,7 +256,10 @@ async fn keep_up(
             Ok(slice) => {
                 if !slice.subscriptions.is_empty() {
                     let subscriptions = slice.subscriptions;
-                    queue.tell(&Commit { subscriptions, ..Commit::default() });
+                    let counted: BTreeSet<Shard> =
+                        subscriptions.iter().map(|(_, app)| shard_of(*app)).collect();
+                    let counted = counted.into_iter().collect();
+                    queue.tell(&Commit { subscriptions, counted, ..Commit::default() });
                 }
                 if slice.removed {
                     wait = UPKEEP_PAUSE;

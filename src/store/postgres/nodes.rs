@@ -214,7 +214,10 @@ impl Node {
     async fn ask(&mut self) -> Result<Beat, Error> {
         let failed = |error: tokio_postgres::Error| unavailable(&error);
         if self.link.as_ref().is_none_or(|link| link.is_closed()) {
-            self.link = Some(self.keeping.target.connect(|_| ()).await?);
+            let link = self.keeping.target.connect(|_| ()).await?;
+            // A renewal that a crash of the database takes back would let others take over too early.
+            link.batch_execute("SET synchronous_commit = on").await.map_err(failed)?;
+            self.link = Some(link);
         }
         let Some(link) = &self.link else {
             return Err(Error::Unavailable("no connection".to_owned()));
@@ -428,3 +431,7 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "nodes_tests.rs"]
+mod tests;
