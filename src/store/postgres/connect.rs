@@ -22,7 +22,7 @@ use crate::store::Error;
 
 /// Reading connections of a node. PostgreSQL is at its best with a few for each of its cores, and all nodes share them;
 /// reads are short. More would only take turns there, and each costs the server a process.
-pub const READERS_MAX: usize = 8;
+pub(super) const READERS_MAX: usize = 8;
 /// Longest wait for a free reading connection.
 const READER_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait for a connection to be made.

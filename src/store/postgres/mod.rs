@@ -35,6 +35,7 @@ mod test_database;
 mod test_stage;
 mod upkeep;
 mod writer;
+mod writes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

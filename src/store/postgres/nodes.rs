@@ -37,6 +37,10 @@ const HANDOVER_WAIT: Duration = Duration::from_secs(20);
 /// Longest wait for the release of everything at the end.
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
 
+/// Takes all shards from a node, in the order in which groups lock them.
+const FREE_ALL: &str = "UPDATE shards SET node = NULL, epoch = epoch + 1 WHERE shard IN \
+     (SELECT shard FROM shards WHERE node = $1 ORDER BY shard FOR UPDATE)";
+
 /// Lets the lanes of these shards end what they have begun and starts nothing more; done when nothing is left.
 pub type Drain = Arc<dyn Fn(Vec<Shard>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
@@ -324,13 +328,7 @@ impl Node {
             .await
             .map_err(failed)?;
         let Some(row) = found else { return tx.rollback().await.map_err(failed) };
-        let shards = tx
-            .execute(
-                "UPDATE shards SET node = NULL, epoch = epoch + 1 WHERE node = $1",
-                &[&dead.node],
-            )
-            .await
-            .map_err(failed)?;
+        let shards = tx.execute(FREE_ALL, &[&dead.node]).await.map_err(failed)?;
         tx.execute("DELETE FROM nodes WHERE node = $1", &[&dead.node]).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
         let name: String = column(&row, 0)?;
@@ -355,7 +353,8 @@ impl Node {
         let rows = tx
             .query(
                 "UPDATE shards SET node = $1, epoch = epoch + 1 WHERE shard IN \
-                 (SELECT shard FROM shards WHERE node IS NULL ORDER BY shard LIMIT $2 FOR UPDATE SKIP LOCKED) \
+                 (SELECT shard FROM shards s WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.node = s.node) \
+                 ORDER BY shard LIMIT $2 FOR UPDATE SKIP LOCKED) \
                  RETURNING shard, epoch",
                 &[&self.me, &limit],
             )
@@ -415,11 +414,7 @@ impl Node {
         let Some(link) = &mut self.link else { return };
         let left = async {
             let tx = link.transaction().await?;
-            tx.execute(
-                "UPDATE shards SET node = NULL, epoch = epoch + 1 WHERE node = $1",
-                &[&self.me],
-            )
-            .await?;
+            tx.execute(FREE_ALL, &[&self.me]).await?;
             tx.execute("DELETE FROM nodes WHERE node = $1", &[&self.me]).await?;
             tx.commit().await
         };

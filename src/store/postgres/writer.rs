@@ -24,8 +24,9 @@ use super::group::{self, Setting, Work};
 use super::ownership::Ownership;
 use super::reader::Broken;
 use super::statements::Statements;
+use super::writes::Writes;
 use super::{audit, commands, copying, tenancy, why};
-use crate::domain::clock::{Clock, Moment, Timestamp};
+use crate::domain::clock::{Clock, Moment};
 use crate::domain::id::IdMaker;
 use crate::domain::tenancy::TokenHash;
 use crate::store::audit_rows::Audit;
@@ -76,6 +77,7 @@ pub(super) enum Failure {
 
 impl Failure {
     /// A statement failed, and no commit was sent behind it.
+    #[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
     pub(super) fn before_commit(error: tokio_postgres::Error) -> Self {
         let Some(code) = error.code() else { return Self::Lost(why(&error)) };
         let again = [
@@ -438,7 +440,7 @@ fn settled(
 struct Prepared {
     outcome: Outcome,
     /// What is still to be written; `None` when there is nothing to commit.
-    writes: Option<group::Writes>,
+    writes: Option<Writes>,
 }
 
 async fn prepare(
@@ -462,7 +464,7 @@ async fn prepare(
             tenancy::note_token_uses(setting.client, tokens, setting.now)
                 .await
                 .map_err(Failure::before_commit)?;
-            Ok(Prepared { outcome: Outcome::default(), writes: Some(group::Writes::default()) })
+            Ok(Prepared { outcome: Outcome::default(), writes: Some(Writes::default()) })
         }
     }
 }
@@ -492,7 +494,7 @@ async fn rare(
         Ok(reply) => {
             let outcome =
                 Outcome { commit: change.commit, recorded: Vec::new(), replies: vec![Ok(reply)] };
-            Ok(Prepared { outcome, writes: Some(group::Writes::default()) })
+            Ok(Prepared { outcome, writes: Some(Writes::default()) })
         }
         Err(Stop::Refused(error)) => {
             let outcome = Outcome { replies: vec![Err(error)], ..Outcome::default() };
