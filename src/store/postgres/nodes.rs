@@ -21,7 +21,7 @@ use super::change::{column, uint};
 use super::connect::Target;
 use super::membership::{Dead, HEARTBEAT, LEASE, Observations, Seen, to_claim, to_release};
 use super::ownership::Ownership;
-use super::unavailable;
+use super::{copying, unavailable};
 use crate::domain::clock::{Clock, Moment};
 use crate::domain::lease::Lease;
 use crate::domain::shard::Shard;
@@ -213,7 +213,9 @@ impl Node {
     async fn ask(&mut self) -> Result<Beat, Error> {
         let failed = |error: tokio_postgres::Error| unavailable(&error);
         if self.link.as_ref().is_none_or(|link| link.is_closed()) {
-            self.link = Some(self.keeping.target.connect(|_| ()).await?);
+            let link = self.keeping.target.connect(|_| ()).await?;
+            copying::enter(&link).await?;
+            self.link = Some(link);
         }
         let Some(link) = &self.link else {
             return Err(Error::Unavailable("no connection".to_owned()));
