@@ -607,7 +607,10 @@ pub async fn copy_store(
     }
     let mut source = open_side(from).await.context("cannot open the source")?;
     let mut target = open_side(to).await.context("cannot open the target")?;
-    let outcome = store::copy::copy(&mut source, &mut target, report).await?;
+    let outcome = store::copy::copy(&mut source, &mut target, report).await;
+    source.close().await;
+    target.close().await;
+    let outcome = outcome?;
     let next = match (is_url(from), is_url(to)) {
         (false, true) => {
             "give every node the keys of secret.key in the source's directory, as secret_key or secret_key_file"

@@ -77,6 +77,14 @@ impl PostgresSide {
         Ok(Self { client, place: target.place() })
     }
 
+    /// Gives up the lock, which a session that ends by itself keeps a moment longer.
+    pub(in crate::store) async fn close(self) {
+        let unlocked = self.client.execute("SELECT pg_advisory_unlock($1)", &[&NODES_LOCK]).await;
+        if let Err(error) = unlocked {
+            tracing::debug!(error = super::why(&error), "lock left to the end of the session");
+        }
+    }
+
     pub(in crate::store) fn place(&self) -> &str {
         &self.place
     }
@@ -196,11 +204,23 @@ impl PostgresSide {
              ORDER BY first DESC LIMIT 1), 0); \
              UPDATE counts SET count = coalesce((SELECT max(at) FROM audit \
              WHERE service = '00000000-0000-0000-0000-000000000000'), 0) WHERE name = 'server_audit_at'; \
-             SELECT setval('subscription_tickets', (SELECT coalesce(max(ticket), 0) + 1 FROM subscriptions))",
+             SELECT setval('subscription_tickets', (SELECT greatest(max(ticket), 1) FROM subscriptions))",
         )
         .await
         .map_err(failed)?;
         tx.commit().await.map_err(failed)
+    }
+}
+
+#[cfg(test)]
+impl PostgresSide {
+    pub(in crate::store) async fn sql(&self, sql: &str) {
+        self.client.batch_execute(sql).await.unwrap();
+    }
+
+    pub(in crate::store) async fn texts(&self, sql: &str) -> Vec<String> {
+        let rows = self.client.query(sql, &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
     }
 }
 

@@ -185,6 +185,18 @@ impl SqliteSide {
     }
 }
 
+#[cfg(test)]
+impl SqliteSide {
+    pub(in crate::store) fn sql(&self, sql: &str) {
+        self.connection.execute_batch(sql).unwrap();
+    }
+
+    pub(in crate::store) fn texts(&self, sql: &str) -> Vec<String> {
+        let mut statement = self.connection.prepare(sql).unwrap();
+        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    }
+}
+
 fn places(count: usize) -> String {
     vec!["?"; count].join(", ")
 }
