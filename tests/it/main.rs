@@ -32,6 +32,7 @@ mod leaks;
 mod listener_tls;
 mod nodes_store;
 mod secrets_at_rest;
+mod store_copy;
 mod store_disk_faults;
 mod store_disk_full;
 mod store_power_cut;
