@@ -33,6 +33,7 @@ mod listener_tls;
 mod nodes_store;
 mod nodes_tls;
 mod secrets_at_rest;
+mod store_copy;
 mod store_disk_faults;
 mod store_disk_full;
 mod store_power_cut;

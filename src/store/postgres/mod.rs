@@ -30,7 +30,7 @@ mod statements;
 mod subscriptions;
 mod tenancy;
 #[cfg(test)]
-mod test_database;
+pub(super) mod test_database;
 #[cfg(test)]
 mod test_stage;
 mod upkeep;

@@ -21,7 +21,7 @@ use super::change::{column, uint};
 use super::connect::Target;
 use super::membership::{Dead, HEARTBEAT, LEASE, Observations, Seen, to_claim, to_release};
 use super::ownership::Ownership;
-use super::unavailable;
+use super::{copying, unavailable};
 use crate::domain::clock::{Clock, Moment};
 use crate::domain::lease::Lease;
 use crate::domain::shard::Shard;
@@ -221,6 +221,7 @@ impl Node {
             let link = self.keeping.target.connect(|_| ()).await?;
             // A renewal that a crash of the database takes back would let others take over too early.
             link.batch_execute("SET synchronous_commit = on").await.map_err(failed)?;
+            copying::enter(&link).await?;
             self.link = Some(link);
         }
         let Some(link) = &self.link else {
