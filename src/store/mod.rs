@@ -36,7 +36,7 @@ use crate::domain::tenancy::{App, Service, StoredToken, TokenHash};
 use self::queue::Write;
 use self::rows::{
     AuditPage, AuditQuery, ConditionRow, ContactList, ContactQuery, DeliveryQuery, DeliveryRow,
-    LaneRow, LaterEvents, LogPage, SubscriptionStatus, TokenOfApp,
+    LaneRow, LaterEvents, LogPage, NodeRow, SubscriptionStatus, TokenOfApp,
 };
 
 /// What went wrong, as far as a caller can act on it.
@@ -148,6 +148,10 @@ pub trait Read: Send + Sync + std::fmt::Debug {
     fn list_later_events(&self, service: ServiceId, sequence: u64) -> Answer<'_, LaterEvents>;
     /// As [`Self::list_events`], together with the head at the same instant; `None` when there is no such service.
     fn list_log(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Option<LogPage>>;
+    /// The processes that share the store, oldest first.
+    fn list_nodes(&self) -> Answer<'_, Vec<NodeRow>> {
+        Box::pin(std::future::ready(Ok(vec![NodeRow::alone()])))
+    }
     /// Whether the store can be read and written; the reason when not.
     fn check(&self) -> Answer<'_, ()>;
 }

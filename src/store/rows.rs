@@ -1,10 +1,13 @@
 //! What reads give and the engine writes: rows that are not domain objects by themselves.
 
+use std::time::Duration;
+
 use crate::domain::audit::{Action, Entry};
 use crate::domain::clock::Timestamp;
 use crate::domain::contact::StaffContact;
 use crate::domain::event::{Event, Gap};
 use crate::domain::id::{AppId, ContactId, ServiceId};
+use crate::domain::shard::Shard;
 use crate::domain::subscription::{StoredSecret, Subscription};
 use crate::domain::tenancy::App;
 
@@ -15,6 +18,38 @@ pub struct TokenOfApp {
     pub app: App,
     /// The hour in which the token was last used, as far as that is recorded.
     pub used_at: Option<Timestamp>,
+}
+
+/// One process of those that share the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRow {
+    /// What its operator calls it.
+    pub name: String,
+    /// What the nodes call it, another one after each start; `None` for a process that has the store for itself.
+    pub id: Option<String>,
+    /// Its version.
+    pub version: String,
+    /// When it registered.
+    pub since: Option<Timestamp>,
+    /// How long ago it renewed its lease.
+    pub renewed_ago: Option<Duration>,
+    /// The shards that it has, in order.
+    pub shards: Vec<Shard>,
+}
+
+impl NodeRow {
+    /// The process that has the store for itself.
+    #[must_use]
+    pub fn alone() -> Self {
+        Self {
+            name: "embedded".to_owned(),
+            id: None,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: None,
+            renewed_ago: None,
+            shards: Shard::all().collect(),
+        }
+    }
 }
 
 /// Which part of an audit log is wanted.

@@ -13,7 +13,6 @@
 //! What cannot be read is passed over: a newer version may know other words.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 
 use uuid::Uuid;
 
@@ -110,8 +109,8 @@ pub(super) fn write(sender: Uuid, hint: &Hint) -> Vec<String> {
             }
             texts.push(std::mem::replace(&mut text, begin()));
         }
-        // Writing to a string does not fail.
-        drop(write!(text, " {word}"));
+        text.push(' ');
+        text.push_str(&word);
     }
     texts.push(text);
     texts
