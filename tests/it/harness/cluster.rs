@@ -49,7 +49,7 @@ impl Cluster {
             TestServer::builder()
                 .node(store, name)
                 .flag("--allow-targets", "127.0.0.0/8")
-                .flag("--allow-http", "true").flag("--log", "info,rollcall::delivery=debug,rollcall::store=debug")
+                .flag("--allow-http", "true")
                 .flag("--requests-per-minute", "0")
                 .flag("--verifications-per-app", "0")
                 .flag("--verifications-per-host", "0")
@@ -98,8 +98,9 @@ impl Cluster {
             places.remove(place);
             let receiver = Receiver::start().await;
             let (senders, number) = (Arc::clone(&self.senders), self.subscriptions.len());
+            let port = url::Url::parse(&receiver.url()).unwrap().port().unwrap();
             receiver.work(move |seen| {
-                senders.note(number, &seen);
+                senders.note(number, port, &seen);
                 async move {
                     tokio::time::sleep(answer_after).await;
                     Reply::status(200)
@@ -224,7 +225,12 @@ impl Cluster {
                 moved.1.elapsed() < PATIENCE,
                 "subscription {number} stands still: {status}, {:?}, arrivals {:?}",
                 self.watcher.tenures_of(subscription.shard),
-                self.senders.arrivals().iter().filter(|it| it.to == number).map(|it| (it.from, it.sequence)).collect::<Vec<_>>()
+                self.senders
+                    .arrivals()
+                    .iter()
+                    .filter(|it| it.to == number)
+                    .map(|it| (it.from, it.sequence))
+                    .collect::<Vec<_>>()
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -38,12 +38,12 @@ impl Senders {
         processes.push((process, name));
     }
 
-    /// Notes a notification to this subscription, before it is answered.
-    pub(crate) fn note(&self, to: usize, seen: &Seen) {
+    /// Notes a notification to this subscription, before it is answered; its receiver listens on this port.
+    pub(crate) fn note(&self, to: usize, port: u16, seen: &Seen) {
         let connection = (to, seen.connection);
         let known = self.connections.lock().unwrap().get(&connection).copied();
         let from = known.unwrap_or_else(|| {
-            let found = self.find(seen.peer);
+            let found = self.find(seen.peer, port);
             self.connections.lock().unwrap().insert(connection, found);
             found
         });
@@ -64,27 +64,25 @@ impl Senders {
         others.find(|it| it.from.is_some_and(|from| from != not)).map(|it| it.at)
     }
 
-    /// When the last notification came from a node.
-    pub(crate) fn last_of(&self, name: &str) -> Option<Instant> {
-        let arrivals = self.arrivals.lock().unwrap();
-        arrivals.iter().filter(|it| it.from == Some(name)).map(|it| it.at).max()
-    }
-
-    fn find(&self, address: SocketAddr) -> Option<&'static str> {
-        let socket = format!("socket:[{}]", socket_at(address)?);
+    fn find(&self, address: SocketAddr, port: u16) -> Option<&'static str> {
+        let socket = format!("socket:[{}]", socket_between(address, port)?);
         let processes = self.processes.lock().unwrap().clone();
         processes.into_iter().find(|(id, _)| has_open(*id, &socket)).map(|(_, name)| name)
     }
 }
 
-/// The number of the socket that has this local address of 127.0.0.1.
-fn socket_at(address: SocketAddr) -> Option<String> {
+/// The number of the socket that has this local address of 127.0.0.1 and is connected to this port of it. The local one
+/// alone is not enough: it may be that of several connections.
+fn socket_between(address: SocketAddr, port: u16) -> Option<String> {
     // The kernel shows an address as the number that its bytes are in memory.
-    let local = format!("0100007F:{:04X}", address.port());
+    let end = |port: u16| format!("0100007F:{port:04X}");
+    let (local, remote) = (end(address.port()), end(port));
     let sockets = fs::read_to_string("/proc/net/tcp").ok()?;
     sockets.lines().find_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        (fields.next()? == local).then(|| fields.nth(7).map(str::to_owned))?
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let found =
+            fields.get(1) == Some(&local.as_str()) && fields.get(2) == Some(&remote.as_str());
+        found.then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
     })
 }
 

@@ -89,9 +89,8 @@ impl Watcher {
     /// Which node has each shard, as it was seen last.
     pub(crate) fn owners(&self) -> BTreeMap<i16, String> {
         let record = self.record.lock().unwrap();
-        let owner = |(shard, tenures): (&i16, &Vec<Tenure>)| {
-            Some((*shard, tenures.last()?.node.clone()?))
-        };
+        let owner =
+            |(shard, tenures): (&i16, &Vec<Tenure>)| Some((*shard, tenures.last()?.node.clone()?));
         record.tenures.iter().filter_map(owner).collect()
     }
 
@@ -137,7 +136,8 @@ impl Drop for Watcher {
 /// One look; whether the connection is good.
 async fn look(client: &Client, record: &Mutex<Record>) -> bool {
     let asked = Instant::now();
-    let shards = "SELECT shard, n.name, epoch, shards.node FROM shards LEFT JOIN nodes n USING (node)";
+    let shards =
+        "SELECT shard, n.name, epoch, shards.node FROM shards LEFT JOIN nodes n USING (node)";
     let progress = "SELECT app, generation, cursor, bitmap FROM progress";
     let both = async { tokio::join!(client.query(shards, &[]), client.query(progress, &[])) };
     let Ok((shards, progress)) = tokio::time::timeout(ANSWER_WITHIN, both).await else {
@@ -157,8 +157,7 @@ async fn look(client: &Client, record: &Mutex<Record>) -> bool {
         record.note_tenure(row.get(0), tenure, got);
     }
     for row in progress {
-        let progress =
-            Progress { generation: row.get(1), cursor: row.get(2), bitmap: row.get(3) };
+        let progress = Progress { generation: row.get(1), cursor: row.get(2), bitmap: row.get(3) };
         record.note_progress(row.get(0), progress);
     }
     true
