@@ -30,6 +30,7 @@ mod harness_postgres;
 mod hostile_callers;
 mod leaks;
 mod listener_tls;
+mod nodes_limits;
 mod nodes_store;
 mod secrets_at_rest;
 mod store_disk_faults;
