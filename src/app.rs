@@ -158,8 +158,8 @@ impl OpenStore {
         if let Self::Postgres(postgres) = self {
             let engine = Arc::clone(engine);
             postgres.start_node(Arc::new(move |shards| {
-                let engine = Arc::clone(&engine);
-                Box::pin(async move { engine.drain_shards(&shards).await })
+                // Begun here and not when the future is polled: a loss that is told afterwards comes afterwards.
+                Box::pin(engine.drain_shards(&shards))
             }))?;
         }
         Ok(())
@@ -622,13 +622,15 @@ fn no_data_in(data_dir: &Path) -> anyhow::Error {
     )
 }
 
-pub use crate::store::copy::{Copied, Phase as CopyPhase, Progress as CopyProgress};
+pub use crate::store::copy::{
+    Copied, Outcome as CopyOutcome, Phase as CopyPhase, Progress as CopyProgress,
+};
 
 /// What a copy of a store has done.
 #[derive(Debug)]
 pub struct CopiedStore {
-    /// The tables.
-    pub tables: Vec<Copied>,
+    /// What it has come to.
+    pub outcome: CopyOutcome,
     /// What is to be done now.
     pub next: &'static str,
 }
@@ -648,7 +650,10 @@ pub async fn copy_store(
     }
     let mut source = open_side(from).await.context("cannot open the source")?;
     let mut target = open_side(to).await.context("cannot open the target")?;
-    let tables = store::copy::copy(&mut source, &mut target, report).await?;
+    let outcome = store::copy::copy(&mut source, &mut target, report).await;
+    source.close().await;
+    target.close().await;
+    let outcome = outcome?;
     let next = match (is_url(from), is_url(to)) {
         (false, true) => {
             "give every node the keys of secret.key in the source's directory, as secret_key or secret_key_file"
@@ -657,7 +662,7 @@ pub async fn copy_store(
         (false, false) => "move secret.key into the target's directory, when the source has one",
         (true, true) => "the nodes keep their secret_key",
     };
-    Ok(CopiedStore { tables, next })
+    Ok(CopiedStore { outcome, next })
 }
 
 fn is_url(store: &str) -> bool {

@@ -20,6 +20,16 @@ CREATE TABLE shards (
 ) WITH (fillfactor = 50);
 INSERT INTO shards (shard) SELECT generate_series(0, 63);
 
+-- Lanes that are not simply active (1 paused, 2 failing), for the other nodes to show. It counts while the shard has this
+-- epoch. What is lost in a crash is written again when it changes.
+CREATE UNLOGGED TABLE lane_conditions (
+    service   UUID NOT NULL,
+    app       UUID NOT NULL,
+    epoch     BIGINT NOT NULL,
+    condition SMALLINT NOT NULL,
+    PRIMARY KEY (service, app)
+);
+
 -- Each transaction that writes inserts an id of its own first. When the end of its commit is not known it is made again
 -- with the same id, which is there if the first one happened.
 CREATE TABLE groups (

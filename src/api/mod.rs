@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod admin_audit;
+mod admin_nodes;
 pub mod admin_token;
 pub mod conditions;
 pub mod contact_batch;

@@ -28,8 +28,8 @@ use crate::http::limits::{BATCH_BODY_BYTES_MAX, BODY_BYTES_MAX, read_body};
 use crate::http::request_log::{self, Answered};
 
 use super::{
-    State, admin, admin_audit, admin_token, contact_batch, contacts, deliveries, feed, health,
-    subscription,
+    State, admin, admin_audit, admin_nodes, admin_token, contact_batch, contacts, deliveries, feed,
+    health, subscription,
 };
 
 /// What a handler gives.
@@ -293,6 +293,7 @@ const APP: &str = "/v1/admin/services/{serviceId}/apps/{appID}";
 const TOKEN_ROTATE: &str = "/v1/admin/services/{serviceId}/apps/{appID}/token/rotate";
 const SERVICE_AUDIT: &str = "/v1/admin/services/{serviceId}/audit";
 const AUDIT: &str = "/v1/admin/audit";
+const NODES: &str = "/v1/admin/nodes";
 const ADMIN_TOKEN: &str = "/v1/admin/token";
 const ADMIN_TOKEN_ROTATE: &str = "/v1/admin/token/rotate";
 
@@ -327,6 +328,7 @@ pub(super) fn routes() -> Vec<Route> {
         admin(M::POST, TOKEN_ROTATE, admin::rotate_token),
         admin(M::GET, SERVICE_AUDIT, admin_audit::list_audit_of_service),
         admin(M::GET, AUDIT, admin_audit::list_audit_of_server),
+        admin(M::GET, NODES, admin_nodes::list_nodes),
         admin(M::GET, ADMIN_TOKEN, admin_token::list_admin_tokens),
         admin(M::POST, ADMIN_TOKEN_ROTATE, admin_token::rotate_admin_token),
         open(M::GET, "/livez", health::get_livez),

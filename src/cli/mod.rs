@@ -20,6 +20,7 @@ mod listen;
 mod listen_answer;
 mod listen_receiver;
 mod log;
+mod nodes;
 mod ordered;
 mod output;
 mod serve;
@@ -94,6 +95,8 @@ enum Command {
     /// List who changed what, when and from where (admin token).
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// List the servers that share a PostgreSQL, and who sends for which shards (admin token).
+    Nodes(nodes::NodesArgs),
     /// Rotate the stored admin token, or replace a lost one while no server runs.
     #[command(subcommand)]
     AdminToken(admin_token::AdminTokenCommand),
@@ -154,6 +157,7 @@ async fn run_command(command: Command) -> anyhow::Result<()> {
         Command::Deliveries(command) => deliveries::run(command).await,
         Command::Replay(args) => deliveries::replay(args).await,
         Command::Audit(command) => audit::run(command).await,
+        Command::Nodes(args) => nodes::run(args).await,
         Command::AdminToken(command) => admin_token::run(command).await,
         Command::Key(command) => key::run(command).await,
         Command::Store(command) => store::run(command).await,
@@ -263,6 +267,7 @@ mod tests {
             "rollcall admin-token list --json",
             "rollcall audit list",
             "rollcall audit list --service srv_1 --after 7 --since 2026-11-23T12:00:00Z --action replay --json",
+            "rollcall nodes --json",
             "rollcall config show --effective --max-in-flight 3",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

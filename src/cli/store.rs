@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::output;
 use super::table::table;
-use crate::app::{self, CopyPhase, CopyProgress};
+use crate::app::{self, CopyOutcome, CopyPhase, CopyProgress};
 
 /// The commands about stores.
 #[derive(Debug, Subcommand)]
@@ -44,33 +44,40 @@ pub(super) async fn run(command: StoreCommand) -> anyhow::Result<()> {
     let copied = app::copy_store(&from, &to, &mut |progress| shown.show(progress)).await;
     shown.end();
     let copied = copied?;
+    let (tables, said) = match &copied.outcome {
+        CopyOutcome::Copied(tables) => {
+            (tables.as_slice(), "counts and checksums of both sides are equal; the source is sealed")
+        }
+        CopyOutcome::EndedBefore => {
+            (&[][..], "this copy had ended before, nothing was done; the source is sealed")
+        }
+    };
     if json {
-        let tables: Vec<_> = copied
-            .tables
+        let tables: Vec<_> = tables
             .iter()
             .map(
                 |it| serde_json::json!({"table": it.table, "rows": it.rows, "sha256": it.checksum}),
             )
             .collect();
-        output::print(&serde_json::json!({"tables": tables}).to_string())?;
-    } else {
+        let ended_before = copied.outcome == CopyOutcome::EndedBefore;
+        let done = serde_json::json!({"tables": tables, "endedBefore": ended_before});
+        output::print(&done.to_string())?;
+    } else if !tables.is_empty() {
         let row = |it: &app::Copied| {
             let start = it.checksum.get(..16).unwrap_or_default();
             vec![it.table.to_owned(), it.rows.to_string(), start.to_owned()]
         };
-        let rows: Vec<_> = copied.tables.iter().map(row).collect();
+        let rows: Vec<_> = tables.iter().map(row).collect();
         output::print(&table(&["table", "rows", "sha256"], &rows))?;
     }
-    output::complain(&format!(
-        "counts and checksums of both sides are equal; the source is sealed, start servers on the target only\n{}",
-        copied.next
-    ));
+    output::complain(&format!("{said}, start servers on the target only\n{}", copied.next));
     Ok(())
 }
 
 /// Progress on one line of a terminal, or on a line for each tenth elsewhere.
 struct Shown {
-    began: Instant,
+    /// When this phase began, with how many rows.
+    began: (Instant, u64),
     terminal: bool,
     last: Option<(CopyPhase, u64)>,
     open: bool,
@@ -79,7 +86,7 @@ struct Shown {
 impl Shown {
     fn new() -> Self {
         Self {
-            began: Instant::now(),
+            began: (Instant::now(), 0),
             terminal: std::io::stderr().is_terminal(),
             last: None,
             open: false,
@@ -89,18 +96,17 @@ impl Shown {
     fn show(&mut self, progress: CopyProgress) {
         let CopyProgress { phase, table: name, done, rows } = progress;
         if self.last.is_none_or(|(before, _)| before != phase) {
-            self.began = Instant::now();
+            self.began = (Instant::now(), done);
         }
         let percent = (done * 100).checked_div(rows).unwrap_or(100).min(100);
         let what = match phase {
             CopyPhase::Copying => "copying",
             CopyPhase::Comparing => "comparing",
         };
-        let seconds = self.began.elapsed().as_secs_f64().max(0.001);
-        #[expect(clippy::cast_precision_loss, reason = "shown in whole thousands")]
-        let rate = done as f64 / seconds / 1000.0;
-        let line =
-            format!("{what} {percent:3} %, {done} of {rows} rows, {rate:.0},000 rows/s, {name}");
+        let (since, before) = self.began;
+        let milliseconds = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let rate = done.saturating_sub(before) * 1000 / milliseconds.max(1);
+        let line = format!("{what} {percent:3} %, {done} of {rows} rows, {rate} rows/s, {name}");
         if self.terminal {
             // What cannot be shown is left out.
             drop(write!(std::io::stderr(), "\r\x1b[2K{line}"));

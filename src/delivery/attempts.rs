@@ -38,7 +38,7 @@ pub(super) struct Starting {
     /// In which it may be made.
     pub(super) term: Term,
     /// How often its lane was lost when it began.
-    pub(super) losses: u32,
+    pub(super) losses: u16,
 }
 
 /// Makes this attempt, and those that follow from its end.
@@ -76,7 +76,7 @@ pub(super) async fn run(lane: Arc<LaneDriver>, first: Starting) {
 }
 
 /// Waits until an attempt may not go on: its term is over, or its shard lost.
-async fn over(lane: &LaneDriver, term: &Term, losses: u32) {
+async fn over(lane: &LaneDriver, term: &Term, losses: u16) {
     if term.is_forever() {
         return pending().await;
     }

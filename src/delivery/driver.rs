@@ -69,10 +69,12 @@ struct State {
     /// Its shard is not this node's any more.
     lost: bool,
     /// How often it was lost: attempts that began before that are over.
-    losses: u32,
+    losses: u16,
     head: u64,
     /// Under which its row was read; goes back with each record.
     epoch: u64,
+    /// What other nodes were told of it under this epoch.
+    told: LaneState,
 }
 
 /// The lane of one subscription, driven.
@@ -107,6 +109,7 @@ impl LaneDriver {
             losses: 0,
             head: 0,
             epoch: 0,
+            told: LaneState::Active,
         };
         Arc::new(Self { id, key, shared, state: Mutex::new(state) })
     }
@@ -164,12 +167,23 @@ impl LaneDriver {
             self.step_alone(state, now, Input::Granted(granted), &mut starting);
         }
         self.settle_memory(state, now, &mut starting);
+        self.tell_condition(state, now);
         let wake = state.lane.next_wake(now);
         if wake != state.timer {
             self.shared.set_timer(self, state.timer, wake);
             state.timer = wake;
         }
         starting
+    }
+
+    /// Has other nodes told how it is doing, when that changed.
+    fn tell_condition(&self, state: &mut State, now: Moment) {
+        if self.shared.store.conditions.is_some() && !state.halted {
+            let is = state.lane.state(now);
+            if std::mem::replace(&mut state.told, is) != is {
+                self.shared.note_condition(self.key, state.epoch, is);
+            }
+        }
     }
 
     /// A lane that sends nothing keeps what it has loaded only while memory is plenty.
@@ -378,7 +392,7 @@ impl LaneDriver {
     }
 
     /// How often it was lost.
-    pub(super) fn losses(&self) -> u32 {
+    pub(super) fn losses(&self) -> u16 {
         self.lock().losses
     }
 
@@ -502,7 +516,10 @@ impl LaneDriver {
         state.events.clear();
         state.failed.clear();
         state.secrets = row.secrets.into();
-        state.epoch = row.epoch;
+        if std::mem::replace(&mut state.epoch, row.epoch) != row.epoch {
+            // What was told under an earlier epoch counts no more.
+            state.told = LaneState::Active;
+        }
         if state.url != row.subscription.url {
             state.url = row.subscription.url;
             state.line = None;
@@ -537,6 +554,9 @@ impl LaneDriver {
     /// Takes the lane off every list that holds it; it is not used again.
     pub(super) fn close(self: &Arc<Self>) {
         let mut state = self.lock();
+        if std::mem::replace(&mut state.told, LaneState::Active) != LaneState::Active {
+            self.shared.note_condition(self.key, state.epoch, LaneState::Active);
+        }
         if let Some(timer) = state.timer.take() {
             self.shared.set_timer(self, Some(timer), None);
         }

@@ -10,7 +10,7 @@
 //! ones stop at once, and those that are handed over are drained first.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ use super::slots::Slots;
 use crate::domain::clock::{Clock, Moment};
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::shard::{Shard, shard_of};
+use crate::store::rows::{ConditionRow, LaneCondition};
 use crate::store::{Commit, Error, Store};
 
 /// How often all heads are compared, lost signals found and doubtful lanes counted anew.
@@ -81,6 +82,10 @@ pub(super) struct Shared {
     pub(super) heard: Mutex<Heard>,
     pub(super) signal: Notify,
     lane_ids: AtomicU64,
+    /// What other nodes have not been told yet of lanes: their epoch and how they are doing.
+    conditions: Mutex<BTreeMap<Key, (u64, LaneState)>>,
+    /// Whether they are being told of something: one after the other, so that a later state is never overwritten.
+    telling: AtomicBool,
     /// What is heard while rows of lanes are being read.
     pub(super) meanwhile: Mutex<Option<Meanwhile>>,
     /// Shards that are being handed over: whatever starts in them is drained.
@@ -144,6 +149,11 @@ impl Shared {
     /// A lane was halted: should the signal to load it anew be lost, the comparison finds it.
     pub(super) fn note_halted(&self, key: Key) {
         lock(&self.halted).insert(key);
+    }
+
+    /// Other nodes are to hear how a lane is doing.
+    pub(super) fn note_condition(&self, key: Key, epoch: u64, state: LaneState) {
+        lock(&self.conditions).insert(key, (epoch, state));
     }
 
     /// Lanes whose turn it is to take slots.
@@ -220,7 +230,10 @@ impl Shared {
         if lane.in_flight() > 0 {
             return;
         }
-        lanes.by_key.remove(&lane.key);
+        // Another one may have taken its place.
+        if lanes.by_key.get(&lane.key).is_some_and(|there| there.id == lane.id) {
+            lanes.by_key.remove(&lane.key);
+        }
         if let Some(others) = lanes.by_service.get_mut(&lane.key.0) {
             others.retain(|other| other.id != lane.id);
             if others.is_empty() {
@@ -346,6 +359,8 @@ impl Engine {
             heard: Mutex::default(),
             signal: Notify::new(),
             lane_ids: AtomicU64::new(0),
+            conditions: Mutex::default(),
+            telling: AtomicBool::new(false),
             meanwhile: Mutex::default(),
             draining: Mutex::default(),
             losses: watch::Sender::default(),
@@ -371,23 +386,27 @@ impl Engine {
         !self.main.is_finished()
     }
 
-    /// Starts nothing any more in these shards, waits for what is in flight and its records, and forgets their lanes.
-    /// They are built anew when the shard is told as gained. It waits for receivers and for the store: whoever calls it
-    /// has a limit, after which the shards are to be told as lost.
-    pub async fn drain_shards(&self, shards: &[Shard]) {
-        let shared = Arc::clone(&self.shared);
+    /// Starts nothing any more in these shards, from before it returns. The future waits for what is in flight and its
+    /// records, and forgets the lanes; they are built anew when the shards are told as gained. It waits for receivers and
+    /// for the store: whoever awaits it has a limit, after which the shards are to be told as lost.
+    pub fn drain_shards(&self, shards: &[Shard]) -> impl Future<Output = ()> + Send + 'static {
         let shards: BTreeSet<Shard> = shards.iter().copied().collect();
-        // On the engine's own threads, whoever asks: lanes may start tasks.
+        let shared = Arc::clone(&self.shared);
+        // Whoever asks: lanes may start tasks.
+        let inside = self.runtime.enter();
+        // Before the lanes are listed: one that is built meanwhile is drained from the start.
+        lock(&shared.draining).extend(&shards);
+        let lanes = shared.lanes_in(&shards);
+        for lane in &lanes {
+            lane.step(Input::Drain);
+        }
+        drop(inside);
         let drained = self.runtime.spawn(async move {
-            // Before the lanes are listed: one that is built meanwhile is drained from the start.
-            lock(&shared.draining).extend(&shards);
-            let lanes = shared.lanes_in(&shards);
-            for lane in &lanes {
-                lane.step(Input::Drain);
-            }
-            while lanes.iter().any(|lane| lane.busy()) {
-                if shared.stopping.is_cancelled() {
-                    return;
+            let mut busy = lanes.clone();
+            loop {
+                busy.retain(|lane| lane.busy());
+                if busy.is_empty() || shared.stopping.is_cancelled() {
+                    break;
                 }
                 tokio::time::sleep(STOP_POLL).await;
             }
@@ -396,8 +415,9 @@ impl Engine {
                 shared.forget_if_quiet(lane);
             }
         });
-        // Given up with whoever waits for it. One that failed has drained nothing, and is told as lost like the others.
-        drop(AbortOnDropHandle::new(drained).await);
+        let drained = AbortOnDropHandle::new(drained);
+        // One that failed has drained nothing: its lanes stop when the shards are told as lost.
+        async move { drop(drained.await) }
     }
 
     /// Starts nothing any more, waits up to `grace` for what is in flight, and records it.
@@ -511,6 +531,37 @@ fn compare_all(shared: &Arc<Shared>) {
     for lane in shared.slots.holders() {
         lane.step(Input::Tick);
     }
+    tell_conditions(shared);
+}
+
+/// Tells other nodes of the lanes whose condition changed, once a second at most.
+fn tell_conditions(shared: &Arc<Shared>) {
+    let Some(conditions) = shared.store.conditions.clone() else { return };
+    if lock(&shared.conditions).is_empty() || shared.telling.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let changed = std::mem::take(&mut *lock(&shared.conditions));
+    let row = |(key, (epoch, state)): (&Key, &(u64, LaneState))| ConditionRow {
+        service: key.0,
+        app: key.1,
+        epoch: *epoch,
+        condition: match state {
+            LaneState::Active => None,
+            LaneState::Paused => Some(LaneCondition::Paused),
+            LaneState::Failing => Some(LaneCondition::Failing),
+        },
+    };
+    let rows = changed.iter().map(row).collect();
+    let telling = Arc::clone(shared);
+    shared.tasks.spawn(async move {
+        if conditions.write(rows).await.is_err() {
+            let mut waiting = lock(&telling.conditions);
+            for (key, state) in changed {
+                waiting.entry(key).or_insert(state);
+            }
+        }
+        telling.telling.store(false, Ordering::Release);
+    });
 }
 
 #[cfg(test)]

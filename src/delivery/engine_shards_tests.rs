@@ -181,8 +181,11 @@ async fn a_log_that_grew_elsewhere_wakes_its_lanes() {
     world.engine.stop(Duration::ZERO).await;
     // Its own queue: commits of the store's writer are those of another node.
     let queue: Arc<Queue> = Arc::default();
-    let store =
-        Store { read: Arc::clone(&world.store.read), write: Write::new(Arc::clone(&queue), 0) };
+    let store = Store {
+        read: Arc::clone(&world.store.read),
+        write: Write::new(Arc::clone(&queue), 0),
+        conditions: None,
+    };
     let guard = GuardSettings {
         allow_targets: vec!["127.0.0.0/8".parse().unwrap()],
         allow_http: true,

@@ -214,8 +214,11 @@ async fn world_under(name: &str, lease: Lease) -> World {
         event_reads: AtomicU64::new(0),
         owned: AtomicBool::new(true),
     });
-    let store =
-        Store { read: Arc::clone(&read) as Arc<dyn Read>, write: embedded.store.write.clone() };
+    let store = Store {
+        read: Arc::clone(&read) as Arc<dyn Read>,
+        write: embedded.store.write.clone(),
+        conditions: None,
+    };
     let guard = GuardSettings {
         allow_targets: vec!["127.0.0.0/8".parse().unwrap()],
         allow_http: true,

@@ -43,9 +43,25 @@ pub const fn shard_of(app: AppId) -> Shard {
     Shard(app.as_bytes()[15] % SHARDS)
 }
 
+/// Shards in order as people read them: `0-21,40`.
+#[must_use]
+pub fn ranges_of(shards: &[Shard]) -> String {
+    let mut ranges: Vec<(Shard, Shard)> = Vec::new();
+    for shard in shards {
+        match ranges.last_mut() {
+            Some((_, last)) if last.0 + 1 == shard.0 => *last = *shard,
+            _ => ranges.push((*shard, *shard)),
+        }
+    }
+    let text = |(first, last): &(Shard, Shard)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    ranges.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{SHARDS, Shard, shard_of};
+    use super::{SHARDS, Shard, ranges_of, shard_of};
     use crate::domain::clock::Timestamp;
     use crate::domain::id::{AppId, IdMaker};
 
@@ -60,6 +76,18 @@ mod tests {
 
         // 100 each, with a standard deviation of 10.
         assert!(apps.iter().all(|count| (40..=160).contains(count)), "{apps:?}");
+    }
+
+    #[test]
+    fn neighbours_are_written_as_one_range() {
+        let text = |numbers: &[u8]| {
+            let shards: Vec<Shard> = numbers.iter().map(|number| Shard(*number)).collect();
+            ranges_of(&shards)
+        };
+
+        assert_eq!(text(&[]), "");
+        assert_eq!(text(&[5]), "5");
+        assert_eq!(text(&[0, 1, 2, 40, 62, 63]), "0-2,40,62-63");
     }
 
     #[test]

@@ -9,9 +9,10 @@
 //! What is let in beyond the brim is bounded by a share: from one exchange to the next a node lets in at most what it
 //! found left, divided by the number of nodes (but always one request). Let F be left and n nodes be called as much as
 //! they bear. In the first round each takes F / n before it has heard of anybody. In the second the k-th node to come has
-//! heard of k of these, and takes (F - k F / n) / n. In the third all have heard that nothing is left. In all that is
-//! F + F (n - 1) / 2n, less than half a minute's worth beyond the brim, and no more can be added until that is made good.
-//! See `exceeds_at_most`, which the tests hold against simulated nodes.
+//! heard of k of these, and takes (F - k F / n) / n. In the third all have heard that nothing is left. Together that is
+//! F + F (n - 1) / 2n. Where exchanges overtake each other it is a little more: 0.36 F beyond the brim in place of 0.33 with
+//! three nodes, the most in 3,000 simulated worlds. So the bound is half a minute's worth, and nothing is added to it
+//! until it is made good.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -161,7 +162,6 @@ impl Bucket {
         self.level = self.level.saturating_sub(millis.saturating_mul(limit));
         self.at = self.at.max(now);
     }
-
 }
 
 /// How many requests one of so many nodes may let in until the next exchange, of what is left.

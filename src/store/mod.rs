@@ -35,8 +35,8 @@ use crate::domain::tenancy::{App, Service, StoredToken, TokenHash};
 
 use self::queue::Write;
 use self::rows::{
-    AuditPage, AuditQuery, ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow,
-    LaterEvents, LogPage, SubscriptionStatus, TokenOfApp,
+    AuditPage, AuditQuery, ConditionRow, ContactList, ContactQuery, DeliveryQuery, DeliveryRow,
+    LaneRow, LaterEvents, LogPage, NodeRow, SubscriptionStatus, TokenOfApp,
 };
 
 /// What went wrong, as far as a caller can act on it.
@@ -148,6 +148,10 @@ pub trait Read: Send + Sync + std::fmt::Debug {
     fn list_later_events(&self, service: ServiceId, sequence: u64) -> Answer<'_, LaterEvents>;
     /// As [`Self::list_events`], together with the head at the same instant; `None` when there is no such service.
     fn list_log(&self, service: ServiceId, after: u64, limit: u32) -> Answer<'_, Option<LogPage>>;
+    /// The processes that share the store, oldest first.
+    fn list_nodes(&self) -> Answer<'_, Vec<NodeRow>> {
+        Box::pin(std::future::ready(Ok(vec![NodeRow::alone()])))
+    }
     /// Whether the store can be read and written; the reason when not.
     fn check(&self) -> Answer<'_, ()>;
 }
@@ -175,6 +179,10 @@ pub struct Commit {
     pub gained: Vec<Shard>,
     /// Shards that this node has no more: their lanes must stop at once.
     pub lost: Vec<Shard>,
+    /// Shards of which the commit tells the other nodes, by their counts, that subscriptions or secrets changed.
+    pub counted: Vec<Shard>,
+    /// Whether another node made it, and this one only heard of it.
+    pub elsewhere: bool,
 }
 
 /// The secrets of an app after a rotation.
@@ -191,6 +199,12 @@ pub struct ChangedSecrets {
 /// Hears of commits. Called on the writer's own thread: it must not block.
 pub type CommitListener = Arc<dyn Fn(&Commit) + Send + Sync>;
 
+/// Tells other nodes how the lanes of this one are doing.
+pub trait ShareConditions: Send + Sync + std::fmt::Debug {
+    /// Writes these.
+    fn write(&self, rows: Vec<ConditionRow>) -> Answer<'_, ()>;
+}
+
 /// An open store.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -198,4 +212,6 @@ pub struct Store {
     pub read: Arc<dyn Read>,
     /// Writes.
     pub write: Write,
+    /// Where other nodes hear how lanes are doing; `None` where one process has the store for itself.
+    pub conditions: Option<Arc<dyn ShareConditions>>,
 }

@@ -1,10 +1,13 @@
 //! What reads give and the engine writes: rows that are not domain objects by themselves.
 
+use std::time::Duration;
+
 use crate::domain::audit::{Action, Entry};
 use crate::domain::clock::Timestamp;
 use crate::domain::contact::StaffContact;
 use crate::domain::event::{Event, Gap};
 use crate::domain::id::{AppId, ContactId, ServiceId};
+use crate::domain::shard::Shard;
 use crate::domain::subscription::{StoredSecret, Subscription};
 use crate::domain::tenancy::App;
 
@@ -15,6 +18,38 @@ pub struct TokenOfApp {
     pub app: App,
     /// The hour in which the token was last used, as far as that is recorded.
     pub used_at: Option<Timestamp>,
+}
+
+/// One process of those that share the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRow {
+    /// What its operator calls it.
+    pub name: String,
+    /// What the nodes call it, another one after each start; `None` for a process that has the store for itself.
+    pub id: Option<String>,
+    /// Its version.
+    pub version: String,
+    /// When it registered.
+    pub since: Option<Timestamp>,
+    /// How long ago it renewed its lease.
+    pub renewed_ago: Option<Duration>,
+    /// The shards that it has, in order.
+    pub shards: Vec<Shard>,
+}
+
+impl NodeRow {
+    /// The process that has the store for itself.
+    #[must_use]
+    pub fn alone() -> Self {
+        Self {
+            name: "embedded".to_owned(),
+            id: None,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: None,
+            renewed_ago: None,
+            shards: Shard::all().collect(),
+        }
+    }
 }
 
 /// Which part of an audit log is wanted.
@@ -89,6 +124,51 @@ pub struct SubscriptionStatus {
     pub failing: Option<Failing>,
     /// Events that were removed from the log before they were delivered.
     pub gap: Option<Gap>,
+    /// How the lane is doing on the node that has it, as far as that was told; `None` where it is active.
+    pub condition: Option<LaneCondition>,
+}
+
+/// What is worth telling of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneCondition {
+    /// The receiver asked for a pause.
+    Paused,
+    /// The circuit is open, or too many deliveries are held.
+    Failing,
+}
+
+impl LaneCondition {
+    /// As it is stored.
+    #[must_use]
+    pub const fn code(self) -> i16 {
+        match self {
+            Self::Paused => 1,
+            Self::Failing => 2,
+        }
+    }
+
+    /// From its stored code.
+    #[must_use]
+    pub const fn from_code(code: i16) -> Option<Self> {
+        match code {
+            1 => Some(Self::Paused),
+            2 => Some(Self::Failing),
+            _ => None,
+        }
+    }
+}
+
+/// How a lane of this node is doing from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConditionRow {
+    /// The tenant.
+    pub service: ServiceId,
+    /// The app.
+    pub app: AppId,
+    /// The epoch of its shard.
+    pub epoch: u64,
+    /// `None` for an active one.
+    pub condition: Option<LaneCondition>,
 }
 
 /// An unbroken row of failed attempts of a subscription.

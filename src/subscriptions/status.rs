@@ -4,7 +4,7 @@ use crate::delivery::lane::LaneState;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::Enabled;
 use crate::store::Error;
-use crate::store::rows::SubscriptionStatus;
+use crate::store::rows::{LaneCondition, SubscriptionStatus};
 
 use super::Subscriptions;
 
@@ -50,7 +50,13 @@ impl Subscriptions {
     ) -> Result<(SubscriptionStatus, State), Error> {
         let status = self.read.get_subscription_status(service, app).await?;
         let enabled = status.subscription.as_ref().map(|subscription| subscription.enabled);
-        let state = judge_state(enabled, self.engine.lane_state(service, app));
+        // Where another node has the lane, what that one has told of it.
+        let lane = self.engine.lane_state(service, app).or(match status.condition {
+            None => None,
+            Some(LaneCondition::Paused) => Some(LaneState::Paused),
+            Some(LaneCondition::Failing) => Some(LaneState::Failing),
+        });
+        let state = judge_state(enabled, lane);
         Ok((status, state))
     }
 }

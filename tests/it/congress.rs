@@ -26,7 +26,7 @@ fn merge(contact: &mut Map<String, Value>, change: &Map<String, Value>) {
 }
 
 /// Applies the history through the API. Gives the roll by e-mail address, and each contact's events.
-async fn apply(
+pub(crate) async fn apply(
     app: &Api,
 ) -> (BTreeMap<String, Map<String, Value>>, HashMap<String, Vec<&'static str>>) {
     let mut ids: HashMap<String, String> = HashMap::new();
@@ -62,7 +62,7 @@ async fn apply(
     (roll.into_values().map(by_email).collect(), events)
 }
 
-async fn list(app: &Api) -> BTreeMap<String, Map<String, Value>> {
+pub(crate) async fn list(app: &Api) -> BTreeMap<String, Map<String, Value>> {
     let mut listed = BTreeMap::new();
     loop {
         let path = format!("/contacts/staffcontact-list?limit=100&offset={}", listed.len());

@@ -16,8 +16,12 @@ use super::Error;
 use super::postgres::copying::PostgresSide;
 use super::sqlite::copying::SqliteSide;
 
-/// Rows read and written at a time: a few megabytes. More takes memory, fewer takes more commits.
-const PAGE_ROWS: usize = 20_000;
+/// Most rows read and written at a time. More gains nothing, fewer takes more commits.
+const PAGE_ROWS_MAX: usize = 10_000;
+/// Rows of the first page of a table, before it is known how wide they are.
+const PAGE_ROWS_FIRST: usize = 500;
+/// Bytes of a page, about: rows of failed attempts and of the audit log may have kilobytes each.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Time between two reports of progress.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 
@@ -108,6 +112,14 @@ impl Side {
         }
     }
 
+    /// Gives it free at once: without this a server may come a moment too early.
+    pub async fn close(self) {
+        match self {
+            Self::Sqlite(side) => drop(side),
+            Self::Postgres(side) => side.close().await,
+        }
+    }
+
     async fn mark(&mut self) -> Result<Option<Mark>, Error> {
         let text = on_side!(self, side => side.mark(), side.mark())?;
         Mark::parse(text.as_deref())
@@ -142,6 +154,14 @@ impl Side {
     /// The last number of the server's audit log.
     async fn server_audit(&mut self) -> Result<u64, Error> {
         on_side!(self, side => side.server_audit(), side.server_audit())
+    }
+
+    /// Lets the rows be read fast.
+    async fn settle(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(_) => Ok(()),
+            Self::Postgres(side) => side.settle().await,
+        }
     }
 
     /// Writes what is not in the tables, or follows from them.
@@ -183,6 +203,29 @@ pub struct Copied {
     pub checksum: String,
 }
 
+/// Rows of the next page, so that pages come to about [`PAGE_BYTES`].
+#[derive(Clone, Copy, Debug)]
+struct PageSize(usize);
+
+impl PageSize {
+    const FIRST: Self = Self(PAGE_ROWS_FIRST);
+
+    /// After a page with so many rows and bytes. It grows slowly, since the next rows may be wider.
+    fn after(self, rows: usize, bytes: usize) -> Self {
+        let fitting = rows.saturating_mul(PAGE_BYTES) / bytes.max(1);
+        Self(fitting.clamp(1, PAGE_ROWS_MAX.min(self.0 * 2)))
+    }
+}
+
+/// What a copy has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Both sides are equal now.
+    Copied(Vec<Copied>),
+    /// The same copy had ended before; nothing was done.
+    EndedBefore,
+}
+
 /// Copies everything and seals the source. Calls `report` from time to time.
 ///
 /// # Errors
@@ -193,27 +236,20 @@ pub async fn copy(
     source: &mut Side,
     target: &mut Side,
     report: &mut (dyn FnMut(Progress) + Send),
-) -> Result<Vec<Copied>, Error> {
-    let id = agree(source, target).await?;
+) -> Result<Outcome, Error> {
+    let id = match agree(source, target).await? {
+        Agreed::Copy(id) => id,
+        Agreed::EndedBefore => return Ok(Outcome::EndedBefore),
+    };
     let mut rows = 0;
     for table in &TABLES {
         rows += source.count(table).await?;
     }
     let mut reporter = Reporter { report, at: None, done: 0, rows };
     for table in &TABLES {
-        let mut after = target.last_key(table).await?;
-        if after.is_some() {
-            reporter.done += target.count(table).await?;
-        }
-        loop {
-            reporter.tell(Phase::Copying, table.name);
-            let page = source.read(table, after.as_deref(), PAGE_ROWS).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(last[..table.key].to_vec());
-            target.write(table, &page).await?;
-            reporter.done += page.len() as u64;
-        }
+        fill(source, target, table, &mut reporter).await?;
     }
+    target.settle().await?;
     reporter.done = 0;
     let mut copied = Vec::new();
     for table in &TABLES {
@@ -221,8 +257,7 @@ pub async fn copy(
         let there = checksum(target, table, &mut reporter).await?;
         if here != there {
             return Err(Error::Internal(format!(
-                "table {}: the source has {} rows with checksum {}, the target {} with {}. If the source was served \
-                 from after this copy began, begin anew with an empty target",
+                "table {}: the source has {} rows with checksum {}, the target {} with {}. {ANEW}",
                 table.name, here.rows, here.checksum, there.rows, there.checksum
             )));
         }
@@ -235,18 +270,65 @@ pub async fn copy(
     source.set_mark(&Mark { id: id.clone(), role: Role::Sealed, other }).await?;
     let other = source.place().to_owned();
     target.set_mark(&Mark { id, role: Role::Verified, other }).await?;
-    Ok(copied)
+    Ok(Outcome::Copied(copied))
+}
+
+/// What is to be done when source and target cannot become equal.
+const ANEW: &str = "If the source was served from after this copy began, begin anew with an empty target";
+
+/// Writes what the target lacks of a table.
+async fn fill(
+    source: &mut Side,
+    target: &mut Side,
+    table: &'static Table,
+    reporter: &mut Reporter<'_>,
+) -> Result<(), Error> {
+    let mut after = target.last_key(table).await?;
+    let resumed = after.is_some();
+    if resumed {
+        reporter.done += target.count(table).await?;
+    }
+    let mut size = PageSize::FIRST;
+    loop {
+        reporter.tell(Phase::Copying, table.name);
+        let page = source.read(table, after.as_deref(), size.0).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last[..table.key].to_vec());
+        target.write(table, &page).await.map_err(|error| match error {
+            // A row of before and one of after may both claim an e-mail or an extension number.
+            Error::Internal(why) | Error::Unavailable(why) if resumed => {
+                Error::Internal(format!("table {}: {why}. {ANEW}", table.name))
+            }
+            error => error,
+        })?;
+        reporter.done += page.len() as u64;
+        size = size.after(page.len(), bytes_of(&page));
+    }
+}
+
+fn bytes_of(page: &[Vec<Value>]) -> usize {
+    page.iter().flatten().map(Value::size).sum()
+}
+
+/// What both sides are to each other.
+enum Agreed {
+    /// This copy is under way.
+    Copy(String),
+    /// It had ended.
+    EndedBefore,
 }
 
 /// Lets both sides carry the id of this copy, or finds that they do.
-async fn agree(source: &mut Side, target: &mut Side) -> Result<String, Error> {
+async fn agree(source: &mut Side, target: &mut Side) -> Result<Agreed, Error> {
     let (from, to) = (source.mark().await?, target.mark().await?);
     if let (Some(from), Some(to)) = (&from, &to)
         && from.id == to.id
-        && matches!(from.role, Role::Source | Role::Sealed)
-        && to.role == Role::Target
     {
-        return Ok(from.id.clone());
+        match (from.role, to.role) {
+            (Role::Source | Role::Sealed, Role::Target) => return Ok(Agreed::Copy(to.id.clone())),
+            (Role::Sealed, Role::Verified) => return Ok(Agreed::EndedBefore),
+            _ => {}
+        }
     }
     if let Some(mark) = from.filter(|mark| matches!(mark.role, Role::Sealed | Role::Target)) {
         Mark::check(Some(&mark.write()?))?;
@@ -266,24 +348,26 @@ async fn agree(source: &mut Side, target: &mut Side) -> Result<String, Error> {
     getrandom::fill(&mut random)
         .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
     let id = format!("copy_{:032x}", u128::from_be_bytes(random));
-    let other = source.place().to_owned();
-    target.set_mark(&Mark { id: id.clone(), role: Role::Target, other }).await?;
+    // In this order: a target that nobody fills may be taken for any copy, as long as it has no mark.
     let other = target.place().to_owned();
     source.set_mark(&Mark { id: id.clone(), role: Role::Source, other }).await?;
-    Ok(id)
+    let other = source.place().to_owned();
+    target.set_mark(&Mark { id: id.clone(), role: Role::Target, other }).await?;
+    Ok(Agreed::Copy(id))
 }
 
 async fn checksum(
     side: &mut Side,
-    table: &Table,
+    table: &'static Table,
     reporter: &mut Reporter<'_>,
 ) -> Result<Copied, Error> {
     let mut hash = Sha256::new();
     let mut after: Option<Vec<Value>> = None;
     let mut rows = 0;
+    let mut size = PageSize::FIRST;
     loop {
         reporter.tell(Phase::Comparing, table.name);
-        let page = side.read(table, after.as_deref(), PAGE_ROWS).await?;
+        let page = side.read(table, after.as_deref(), size.0).await?;
         let Some(last) = page.last() else { break };
         after = Some(last[..table.key].to_vec());
         for value in page.iter().flatten() {
@@ -291,6 +375,7 @@ async fn checksum(
         }
         rows += page.len() as u64;
         reporter.done += page.len() as u64;
+        size = size.after(page.len(), bytes_of(&page));
     }
     let checksum = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(Copied { table: table.name, rows, checksum })
@@ -321,3 +406,7 @@ impl Reporter<'_> {
         self.tell_now(Phase::Comparing, "audit");
     }
 }
+
+#[cfg(test)]
+#[path = "copy_tests.rs"]
+mod tests;

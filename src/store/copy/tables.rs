@@ -16,6 +16,15 @@ pub enum Value {
 }
 
 impl Value {
+    /// Bytes it occupies, about.
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Self::Null | Self::Number(_) => 8,
+            Self::Text(text) => 8 + text.len(),
+            Self::Bytes(bytes) => 8 + bytes.len(),
+        }
+    }
+
     /// Adds it to a checksum: its kind, its length, its bytes.
     pub(super) fn feed(&self, hash: &mut Sha256) {
         match self {

@@ -122,7 +122,7 @@ impl Change<'_> {
 
 /// Counts up what other nodes look at to hear of changes, in the order of its names: the last statement of a transaction,
 /// behind that of the [audit log](super::audit::write_all).
-pub(super) async fn count_changes(change: &Change<'_>) -> Result<(), Stop> {
+pub(super) async fn count_changes(change: &mut Change<'_>) -> Result<(), Stop> {
     let mut shards = change.shards.clone();
     for service in &change.commit.hidden {
         let sql = "SELECT app FROM subscriptions WHERE service = $1 AND enabled = 1";
@@ -131,6 +131,7 @@ pub(super) async fn count_changes(change: &Change<'_>) -> Result<(), Stop> {
         }
     }
     count(change.client, &shards, change.commit.tenancy).await?;
+    change.commit.counted = shards.into_iter().collect();
     Ok(())
 }
 

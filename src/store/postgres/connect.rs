@@ -22,7 +22,7 @@ use crate::store::Error;
 
 /// Reading connections of a node. PostgreSQL is at its best with a few for each of its cores, and all nodes share them;
 /// reads are short. More would only take turns there, and each costs the server a process.
-pub const READERS_MAX: usize = 8;
+pub(super) const READERS_MAX: usize = 8;
 /// Longest wait for a free reading connection.
 const READER_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait for a connection to be made.
@@ -108,14 +108,16 @@ impl Target {
         Ok(Self { config, tls: MakeRustlsConnect::new(tls) })
     }
 
-    /// Where it is, for people: hosts and database, without user and password.
+    /// Where it is, for people: hosts with their ports and database, without user and password.
     #[must_use]
     pub fn place(&self) -> String {
-        let host = |host: &Host| match host {
-            Host::Tcp(name) => name.clone(),
-            Host::Unix(path) => path.display().to_string(),
+        let ports = self.config.get_ports();
+        let host = |(at, host): (usize, &Host)| match (host, ports.get(at).or(ports.first())) {
+            (Host::Tcp(name), Some(port)) => format!("{name}:{port}"),
+            (Host::Tcp(name), None) => name.clone(),
+            (Host::Unix(path), _) => path.display().to_string(),
         };
-        let hosts: Vec<_> = self.config.get_hosts().iter().map(host).collect();
+        let hosts: Vec<_> = self.config.get_hosts().iter().enumerate().map(host).collect();
         format!("postgres://{}/{}", hosts.join(","), self.config.get_dbname().unwrap_or_default())
     }
 

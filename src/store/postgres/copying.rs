@@ -53,9 +53,7 @@ impl PostgresSide {
     pub async fn open(target: &Target) -> Result<Self, Error> {
         let failed = |error: tokio_postgres::Error| unavailable(&error);
         let mut client = target.connect_plain().await?;
-        migrate::migrate(&mut client).await?;
-        // Pages of millions of rows take their time.
-        client.batch_execute("SET statement_timeout = 0").await.map_err(failed)?;
+        // Before the tables are brought forward under the nodes of an earlier version.
         let row = client
             .query_one("SELECT pg_try_advisory_lock($1)", &[&NODES_LOCK])
             .await
@@ -65,6 +63,9 @@ impl PostgresSide {
                 "a node or another copy uses the database: stop every node first".to_owned(),
             ));
         }
+        migrate::migrate(&mut client).await?;
+        // Millions of rows take their time.
+        client.batch_execute("SET statement_timeout = 0").await.map_err(failed)?;
         // One whose writer has lost its connection for a moment does not hold the lock.
         let alive = "SELECT name FROM nodes WHERE seen_at > now() - interval '10 seconds' LIMIT 1";
         if let Some(row) = client.query_opt(alive, &[]).await.map_err(failed)? {
@@ -74,6 +75,14 @@ impl PostgresSide {
             )));
         }
         Ok(Self { client, place: target.place() })
+    }
+
+    /// Gives up the lock, which a session that ends by itself keeps a moment longer.
+    pub(in crate::store) async fn close(self) {
+        let unlocked = self.client.execute("SELECT pg_advisory_unlock($1)", &[&NODES_LOCK]).await;
+        if let Err(error) = unlocked {
+            tracing::debug!(error = super::why(&error), "lock left to the end of the session");
+        }
     }
 
     pub(in crate::store) fn place(&self) -> &str {
@@ -167,7 +176,12 @@ impl PostgresSide {
         super::change::uint(&row, 0)
     }
 
-    /// The ends of the audit logs, the tickets, and what the planner knows of the tables.
+    /// Tells the planner what is in the tables.
+    pub(in crate::store) async fn settle(&self) -> Result<(), Error> {
+        self.client.batch_execute("ANALYZE").await.map_err(|error| unavailable(&error))
+    }
+
+    /// The ends of the audit logs, the first free extension numbers, and the tickets.
     pub(in crate::store) async fn finish(&mut self, server_audit: u64) -> Result<(), Error> {
         let failed = |error: tokio_postgres::Error| unavailable(&error);
         let tx = self.client.transaction().await.map_err(failed)?;
@@ -177,18 +191,36 @@ impl PostgresSide {
         )
         .await
         .map_err(failed)?;
-        // Every extension number is found free or taken by the index from here on: see `services.extension_next`.
+        // Extension numbers begin at 100 and are taken without a gap up to the next one, so none below it is free.
         tx.batch_execute(
-            "UPDATE services s SET audit_at = coalesce((SELECT at FROM audit a WHERE a.service = s.service \
+            "UPDATE services s SET extension_next = 100 + taken.count FROM ( \
+                 SELECT service, count(*) FROM ( \
+                     SELECT service, extension - row_number() OVER (PARTITION BY service ORDER BY extension) AS gaps \
+                     FROM contacts WHERE extension IS NOT NULL \
+                 ) numbered WHERE gaps = 99 GROUP BY service \
+             ) taken WHERE taken.service = s.service; \
+             DELETE FROM free_extensions; \
+             UPDATE services s SET audit_at = coalesce((SELECT at FROM audit a WHERE a.service = s.service \
              ORDER BY first DESC LIMIT 1), 0); \
              UPDATE counts SET count = coalesce((SELECT max(at) FROM audit \
              WHERE service = '00000000-0000-0000-0000-000000000000'), 0) WHERE name = 'server_audit_at'; \
-             SELECT setval('subscription_tickets', (SELECT coalesce(max(ticket), 0) + 1 FROM subscriptions))",
+             SELECT setval('subscription_tickets', (SELECT greatest(max(ticket), 1) FROM subscriptions))",
         )
         .await
         .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        self.client.batch_execute("ANALYZE").await.map_err(failed)
+        tx.commit().await.map_err(failed)
+    }
+}
+
+#[cfg(test)]
+impl PostgresSide {
+    pub(in crate::store) async fn sql(&self, sql: &str) {
+        self.client.batch_execute(sql).await.unwrap();
+    }
+
+    pub(in crate::store) async fn texts(&self, sql: &str) -> Vec<String> {
+        let rows = self.client.query(sql, &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
     }
 }
 

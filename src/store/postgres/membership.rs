@@ -87,7 +87,9 @@ impl Observations {
 
 /// How many free shards to claim, as far as there are any.
 pub(super) fn to_claim(me: Uuid, seen: &Seen) -> usize {
-    let free = seen.shards.values().filter(|(holder, _)| holder.is_none()).count();
+    // Nobody has it, or somebody whose row is gone.
+    let is_free = |holder: &Option<Uuid>| !holder.is_some_and(|it| seen.nodes.contains_key(&it));
+    let free = seen.shards.values().filter(|(holder, _)| is_free(holder)).count();
     seen.quota_of(me).saturating_sub(seen.shards_of(me).len()).min(free)
 }
 

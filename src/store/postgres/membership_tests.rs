@@ -38,6 +38,16 @@ fn a_node_is_dead_once_it_was_seen_unchanged_for_a_whole_lease() {
 }
 
 #[test]
+fn shards_of_a_node_whose_row_is_gone_are_free() {
+    let mut found = seen(&[(1, 0)]);
+    for (holder, _) in found.shards.values_mut() {
+        *holder = Some(node(9));
+    }
+
+    assert_eq!(to_claim(node(1), &found), usize::from(SHARDS));
+}
+
+#[test]
 fn all_nodes_have_the_same_number_of_shards_or_one_more() {
     for count in 1..80_u128 {
         let nodes: Vec<(u128, i64)> = (1..=count).map(|number| (number, 0)).collect();

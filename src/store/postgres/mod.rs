@@ -6,14 +6,18 @@
 mod audit;
 mod change;
 mod commands;
+mod conditions;
 mod connect;
 mod contacts;
 pub mod copying;
 mod deliveries;
 mod events;
 mod group;
+mod hint_text;
+mod hints;
 mod membership;
 mod migrate;
+mod node_list;
 mod nodes;
 mod overlay;
 mod ownership;
@@ -27,20 +31,24 @@ mod statements;
 mod subscriptions;
 mod tenancy;
 #[cfg(test)]
-mod test_database;
+pub(super) mod test_database;
 #[cfg(test)]
 mod test_stage;
 mod upkeep;
 mod writer;
+mod writes;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Object;
 use tokio_util::sync::CancellationToken;
 
+use self::conditions::Conditions;
 use self::connect::Readers;
 pub use self::connect::Target;
+use self::hints::Hints;
 pub use self::nodes::Drain;
 use self::nodes::{Keeper, Keeping};
 use self::ownership::Ownership;
@@ -54,7 +62,7 @@ use super::retention::Retention;
 use super::{Answer, Commit, Error, Read, Store};
 use crate::domain::clock::Clock;
 use crate::domain::lease::Lease;
-use crate::domain::shard::Shard;
+use crate::domain::shard::{Shard, shard_of};
 
 /// Time between two slices of upkeep while there is nothing to remove.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
@@ -88,6 +96,7 @@ pub struct Postgres {
     clock: Arc<dyn Clock>,
     node_name: String,
     lease: Lease,
+    hints: Option<Hints>,
     keeper: Option<Keeper>,
 }
 
@@ -135,11 +144,12 @@ impl Postgres {
             Arc::clone(&clock),
             stop.clone(),
         ));
+        let conditions = Arc::new(Conditions(readers.clone()));
         let tickets = Arc::new(SharedTickets(readers));
         let write = Write::new(Arc::clone(&queue), 0).with_tickets(tickets);
         let read: Arc<dyn Read> = reader;
         Ok(Self {
-            store: Store { read, write },
+            store: Store { read, write, conditions: Some(conditions) },
             writer,
             upkeep,
             queue,
@@ -149,6 +159,7 @@ impl Postgres {
             clock,
             node_name,
             lease: Lease::not_yet(),
+            hints: None,
             keeper: None,
         })
     }
@@ -165,13 +176,18 @@ impl Postgres {
         RequestLevels::new(self.target.clone())
     }
 
-    /// Becomes a node: takes shards from now on, and tells who listens to the store of them. `drain` is called when one is
-    /// handed over.
+    /// Becomes a node: takes shards and hears of the others' commits from now on, and tells who listens to the store.
+    /// `drain` is called when a shard is handed over.
     ///
     /// # Errors
     ///
     /// The system gives no thread.
     pub fn start_node(&mut self, drain: Drain) -> Result<(), Error> {
+        self.hints = Some(Hints::start(hints::Settings {
+            target: self.target.clone(),
+            queue: Arc::clone(&self.queue),
+            ownership: Arc::clone(&self.ownership),
+        })?);
         self.keeper = Some(Keeper::start(Keeping {
             target: self.target.clone(),
             name: self.node_name.clone(),
@@ -184,16 +200,21 @@ impl Postgres {
         Ok(())
     }
 
-    /// Whether the writer and the keeper of the node live.
+    /// Whether the writer, the keeper of the node and its ears live.
     #[must_use]
     pub fn is_writing(&self) -> bool {
-        !self.writer.is_finished() && self.keeper.as_ref().is_none_or(Keeper::is_running)
+        !self.writer.is_finished()
+            && self.keeper.as_ref().is_none_or(Keeper::is_running)
+            && self.hints.as_ref().is_none_or(Hints::is_running)
     }
 
     /// Lets nothing more in, finishes what waits, and closes the connections.
     pub async fn close(self) {
         self.stop.cancel();
         drop(self.upkeep.await);
+        if let Some(hints) = self.hints {
+            hints.stop().await;
+        }
         let (keeper, queue, writer) = (self.keeper, self.queue, self.writer);
         let joined = tokio::task::spawn_blocking(move || {
             // What was recorded last is written before others may go on from it.
@@ -244,7 +265,10 @@ async fn keep_up(
             Ok(slice) => {
                 if !slice.subscriptions.is_empty() {
                     let subscriptions = slice.subscriptions;
-                    queue.tell(&Commit { subscriptions, ..Commit::default() });
+                    let counted: BTreeSet<Shard> =
+                        subscriptions.iter().map(|(_, app)| shard_of(*app)).collect();
+                    let counted = counted.into_iter().collect();
+                    queue.tell(&Commit { subscriptions, counted, ..Commit::default() });
                 }
                 if slice.removed {
                     wait = UPKEEP_PAUSE;
@@ -278,8 +302,11 @@ impl Tickets for SharedTickets {
 fn why(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("PostgreSQL: {} ({})", db.message(), db.code().code()),
-        // The driver's own texts: connection closed, timeout, type mismatch.
-        None => format!("PostgreSQL: {error}"),
+        // The driver's own texts, and those of the connection: refused, closed, the certificate.
+        None => match std::error::Error::source(error) {
+            Some(source) => format!("PostgreSQL: {error}: {source}"),
+            None => format!("PostgreSQL: {error}"),
+        },
     }
 }
 

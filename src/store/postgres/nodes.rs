@@ -21,7 +21,7 @@ use super::change::{column, uint};
 use super::connect::Target;
 use super::membership::{Dead, HEARTBEAT, LEASE, Observations, Seen, to_claim, to_release};
 use super::ownership::Ownership;
-use super::unavailable;
+use super::{copying, unavailable};
 use crate::domain::clock::{Clock, Moment};
 use crate::domain::lease::Lease;
 use crate::domain::shard::Shard;
@@ -36,6 +36,10 @@ const BEAT_WAIT: Duration = Duration::from_millis(1_500);
 const HANDOVER_WAIT: Duration = Duration::from_secs(20);
 /// Longest wait for the release of everything at the end.
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
+
+/// Takes all shards from a node, in the order in which groups lock them.
+const FREE_ALL: &str = "UPDATE shards SET node = NULL, epoch = epoch + 1 WHERE shard IN \
+     (SELECT shard FROM shards WHERE node = $1 ORDER BY shard FOR UPDATE)";
 
 /// Lets the lanes of these shards end what they have begun and starts nothing more; done when nothing is left.
 pub type Drain = Arc<dyn Fn(Vec<Shard>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
@@ -157,7 +161,8 @@ impl Node {
                 }
             };
         }
-        self.lose_all("stopping");
+        let shards: Vec<Shard> = self.keeping.ownership.all().into_keys().collect();
+        self.end_all(&shards);
         drop(tokio::time::timeout(LEAVE_WAIT, self.leave()).await);
     }
 
@@ -213,7 +218,11 @@ impl Node {
     async fn ask(&mut self) -> Result<Beat, Error> {
         let failed = |error: tokio_postgres::Error| unavailable(&error);
         if self.link.as_ref().is_none_or(|link| link.is_closed()) {
-            self.link = Some(self.keeping.target.connect(|_| ()).await?);
+            let link = self.keeping.target.connect(|_| ()).await?;
+            // A renewal that a crash of the database takes back would let others take over too early.
+            link.batch_execute("SET synchronous_commit = on").await.map_err(failed)?;
+            copying::enter(&link).await?;
+            self.link = Some(link);
         }
         let Some(link) = &self.link else {
             return Err(Error::Unavailable("no connection".to_owned()));
@@ -293,12 +302,16 @@ impl Node {
 
     /// Ends the lease and everything under it.
     fn lose_all(&mut self, why: &'static str) {
-        self.keeping.lease.end();
         let shards: Vec<Shard> = self.keeping.ownership.all().into_keys().collect();
         if !shards.is_empty() {
             tracing::warn!(shards = shards.len(), why, "shards lost");
         }
-        self.lose(&shards);
+        self.end_all(&shards);
+    }
+
+    fn end_all(&mut self, shards: &[Shard]) {
+        self.keeping.lease.end();
+        self.lose(shards);
         self.handovers.abort_all();
         self.leaving.clear();
     }
@@ -316,13 +329,7 @@ impl Node {
             .await
             .map_err(failed)?;
         let Some(row) = found else { return tx.rollback().await.map_err(failed) };
-        let shards = tx
-            .execute(
-                "UPDATE shards SET node = NULL, epoch = epoch + 1 WHERE node = $1",
-                &[&dead.node],
-            )
-            .await
-            .map_err(failed)?;
+        let shards = tx.execute(FREE_ALL, &[&dead.node]).await.map_err(failed)?;
         tx.execute("DELETE FROM nodes WHERE node = $1", &[&dead.node]).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
         let name: String = column(&row, 0)?;
@@ -347,7 +354,8 @@ impl Node {
         let rows = tx
             .query(
                 "UPDATE shards SET node = $1, epoch = epoch + 1 WHERE shard IN \
-                 (SELECT shard FROM shards WHERE node IS NULL ORDER BY shard LIMIT $2 FOR UPDATE SKIP LOCKED) \
+                 (SELECT shard FROM shards s WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.node = s.node) \
+                 ORDER BY shard LIMIT $2 FOR UPDATE SKIP LOCKED) \
                  RETURNING shard, epoch",
                 &[&self.me, &limit],
             )
@@ -407,11 +415,7 @@ impl Node {
         let Some(link) = &mut self.link else { return };
         let left = async {
             let tx = link.transaction().await?;
-            tx.execute(
-                "UPDATE shards SET node = NULL, epoch = epoch + 1 WHERE node = $1",
-                &[&self.me],
-            )
-            .await?;
+            tx.execute(FREE_ALL, &[&self.me]).await?;
             tx.execute("DELETE FROM nodes WHERE node = $1", &[&self.me]).await?;
             tx.commit().await
         };
@@ -423,3 +427,7 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "nodes_tests.rs"]
+mod tests;

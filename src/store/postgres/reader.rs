@@ -12,7 +12,8 @@ use tokio_postgres::IsolationLevel;
 use super::connect::{READERS_MAX, Readers};
 use super::ownership::Ownership;
 use super::{
-    audit, contacts, deliveries, events, progress, secrets, subscriptions, tenancy, unavailable,
+    audit, contacts, deliveries, events, node_list, progress, secrets, subscriptions, tenancy,
+    unavailable,
 };
 use crate::domain::clock::Timestamp;
 use crate::domain::contact::StaffContact;
@@ -25,7 +26,7 @@ use crate::domain::tenancy::{App, Service, StoredToken, TokenHash};
 use crate::store::keyring::Keyring;
 use crate::store::rows::{
     AuditPage, AuditQuery, ContactList, ContactQuery, DeliveryQuery, DeliveryRow, LaneRow,
-    LaterEvents, LogPage, SubscriptionStatus, TokenOfApp,
+    LaterEvents, LogPage, NodeRow, SubscriptionStatus, TokenOfApp,
 };
 use crate::store::{Answer, Error, Read};
 
@@ -273,6 +274,13 @@ impl Read for Reader {
         Box::pin(async move {
             let client = self.connect_scan().await?;
             Ok(events::list_log(&client.connection, service, after, limit).await?)
+        })
+    }
+
+    fn list_nodes(&self) -> Answer<'_, Vec<NodeRow>> {
+        Box::pin(async move {
+            let client = self.connect().await?.connection;
+            Ok(node_list::list_nodes(&client).await?)
         })
     }
 

@@ -57,8 +57,8 @@ impl RequestLevels {
     /// Unavailable: then nobody knows whether the levels were raised.
     pub async fn exchange(&mut self, spent: &[(ServiceId, Duration)]) -> Result<Heard, Error> {
         let heard = tokio::time::timeout(EXCHANGE_WAIT, self.try_exchange(spent)).await;
-        let heard = heard
-            .unwrap_or_else(|_| Err(Error::Unavailable("PostgreSQL: no answer".to_owned())));
+        let heard =
+            heard.unwrap_or_else(|_| Err(Error::Unavailable("PostgreSQL: no answer".to_owned())));
         if heard.is_err() {
             // It may be in the middle of something.
             self.link = None;
@@ -81,9 +81,8 @@ impl RequestLevels {
              ORDER BY s.service ON CONFLICT (service) DO UPDATE SET empty_at = \
              least(greatest(l.empty_at - {NOW}, 0) + excluded.empty_at - {NOW}, {LEVEL_MAX}) + {NOW}"
         );
-        let read = format!(
-            "SELECT service, empty_at - {NOW} FROM request_levels WHERE empty_at > {NOW}"
-        );
+        let read =
+            format!("SELECT service, empty_at - {NOW} FROM request_levels WHERE empty_at > {NOW}");
         let (raise, read, count) = futures_util::try_join!(
             link.prepare_cached(&raise),
             link.prepare_cached(&read),
@@ -96,9 +95,7 @@ impl RequestLevels {
         let raised: [&(dyn ToSql + Sync); 2] = [&services, &times];
         // One after the other on the server, in one round trip.
         let (_, rows, nodes) = futures_util::try_join!(
-            async {
-                if spent.is_empty() { Ok(0) } else { link.execute(&raise, &raised).await }
-            },
+            async { if spent.is_empty() { Ok(0) } else { link.execute(&raise, &raised).await } },
             link.query(&read, &[]),
             link.query_one(&count, &[]),
         )
@@ -127,7 +124,7 @@ impl RequestLevels {
 
 #[cfg(test)]
 mod tests {
-    use super::{Heard, RequestLevels, REMOVE_EVERY};
+    use super::{Heard, REMOVE_EVERY, RequestLevels};
     use crate::domain::id::ServiceId;
     use crate::store::postgres::test_database::TestDatabase;
     use std::time::Duration;

@@ -279,3 +279,39 @@ async fn a_connection_cut_around_a_commit_loses_and_doubles_nothing() {
     assert!(cuts.load(Ordering::SeqCst) >= 4, "{cuts:?}");
     postgres.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_database_will_not_take_fails_alone() {
+    let database = TestDatabase::new().await;
+    let postgres = open_alone(&database).await;
+    let store = postgres.store.clone();
+    let service = store.write.create_service("Service".to_owned()).await.unwrap().id;
+    let client = database.target.connect_plain().await.unwrap();
+    // Stands for whatever a table refuses that our own rules let through.
+    let check = "ALTER TABLE contacts ADD CONSTRAINT refused CHECK (email NOT LIKE 'bad%')";
+    client.batch_execute(check).await.unwrap();
+
+    let mut tasks = Vec::new();
+    for number in 0..60 {
+        let store = store.clone();
+        tasks.push(tokio::spawn(async move {
+            let kind = if number % 10 == 0 { "bad" } else { "good" };
+            let email = format!("{kind}{number}@example.org");
+            (kind, store.write.change_contact(service, create(&email), None).await)
+        }));
+    }
+    for task in tasks {
+        let (kind, done) = task.await.unwrap();
+        match done {
+            Ok(ContactAnswer::Created(_)) => assert_eq!(kind, "good"),
+            Err(Error::Unavailable(text)) => {
+                assert_eq!(kind, "bad", "{text}");
+                assert!(text.contains("refused") && !text.contains("example.org"), "{text}");
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    assert_eq!(check_log(&store, service).await, 54);
+    postgres.close().await;
+}

@@ -10,10 +10,11 @@ use crate::domain::audit::{Subject, target_of};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::Gap;
 use crate::domain::id::{AppId, ServiceId};
+use crate::domain::shard::shard_of;
 use crate::domain::subscription::{Enabled, Subscription};
 use crate::store::Error;
 use crate::store::command::SubscriptionWish;
-use crate::store::rows::{Failing, SubscriptionStatus};
+use crate::store::rows::{Failing, LaneCondition, SubscriptionStatus};
 use crate::store::wish::{action_of, keeps_progress, wished};
 
 /// The columns that the functions below read, as the first ones of a query that calls the subscription `s` and its
@@ -71,18 +72,21 @@ pub(super) async fn get_status<S: Session>(
     service: ServiceId,
     app: AppId,
 ) -> Result<SubscriptionStatus, Stop> {
+    let shard = shard_of(app).number();
     // The event after the cursor is always owed: else the cursor would have passed it.
     let sql = format!(
         "SELECT {COLUMNS}, v.head, h.rows, x.rows, \
          (SELECT e.at FROM events e WHERE e.service = $1 AND e.sequence = \
-         least(h.first, CASE WHEN p.cursor < v.head THEN p.cursor + 1 END)) \
+         least(h.first, CASE WHEN p.cursor < v.head THEN p.cursor + 1 END)), \
+         (SELECT c.condition FROM lane_conditions c JOIN shards n ON n.shard = $3 AND n.epoch = c.epoch \
+         WHERE c.service = $1 AND c.app = $2) \
          FROM services v LEFT JOIN ({JOINED}) ON s.service = v.service AND s.app = $2 \
          CROSS JOIN LATERAL (SELECT count(*) AS rows, min(sequence) AS first FROM held \
          WHERE service = $1 AND app = $2) h \
          CROSS JOIN LATERAL (SELECT count(*) AS rows FROM exhausted WHERE service = $1 AND app = $2) x \
          WHERE v.service = $1"
     );
-    let Some(row) = query_opt(session, &sql, &[&service.uuid(), &app.uuid()]).await? else {
+    let Some(row) = query_opt(session, &sql, &[&service.uuid(), &app.uuid(), &shard]).await? else {
         return Ok(SubscriptionStatus::default());
     };
     let newest = uint(&row, COLUMNS_COUNT)?;
@@ -101,6 +105,8 @@ pub(super) async fn get_status<S: Session>(
         oldest_undelivered: time_or_none(&row, COLUMNS_COUNT + 3)?.filter(|_| owes),
         failing: failing_of(&row)?,
         gap: gap.map(|(from, to)| Gap { from, to }),
+        condition: column::<Option<i16>>(&row, COLUMNS_COUNT + 4)?
+            .and_then(LaneCondition::from_code),
     })
 }
 

@@ -6,15 +6,15 @@ use super::connect::Target;
 use super::migrate::migrate;
 
 /// An empty database with the tables of this version; dropped at the end, whoever is still connected.
-pub(super) struct TestDatabase {
+pub(in crate::store) struct TestDatabase {
     server: String,
     name: String,
-    pub(super) url: String,
-    pub(super) target: Target,
+    pub(in crate::store) url: String,
+    pub(in crate::store) target: Target,
 }
 
 impl TestDatabase {
-    pub(super) async fn new() -> Self {
+    pub(in crate::store) async fn new() -> Self {
         let server = std::env::var("TEST_POSTGRES_URL")
             .expect("TEST_POSTGRES_URL names a server: `make test` starts one");
         let name = format!("rollcall_test_{}", Uuid::now_v7().simple());

@@ -82,7 +82,7 @@ impl Stage {
         let done = async {
             let reply = commands::run(&mut change, command).await?;
             audit::write_all(&mut change).await?;
-            count_changes(&change).await?;
+            count_changes(&mut change).await?;
             Ok::<_, Stop>(reply)
         }
         .await;

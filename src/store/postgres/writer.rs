@@ -24,8 +24,9 @@ use super::group::{self, Setting, Work};
 use super::ownership::Ownership;
 use super::reader::Broken;
 use super::statements::Statements;
+use super::writes::Writes;
 use super::{audit, commands, copying, tenancy, why};
-use crate::domain::clock::{Clock, Moment, Timestamp};
+use crate::domain::clock::{Clock, Moment};
 use crate::domain::id::IdMaker;
 use crate::domain::tenancy::TokenHash;
 use crate::store::audit_rows::Audit;
@@ -76,6 +77,7 @@ pub(super) enum Failure {
 
 impl Failure {
     /// A statement failed, and no commit was sent behind it.
+    #[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
     pub(super) fn before_commit(error: tokio_postgres::Error) -> Self {
         let Some(code) = error.code() else { return Self::Lost(why(&error)) };
         let again = [
@@ -154,6 +156,14 @@ enum Job<'a> {
     Group(Work<'a>),
     Rare(&'a Waiting),
     TokenUses(Vec<TokenHash>),
+}
+
+/// How a transaction ended that could not be made.
+enum End {
+    /// It did not happen, and would not the next time.
+    Broken(Error),
+    /// The database stayed away: the outcome is unknown.
+    Unavailable(Error),
 }
 
 /// The writer of one node.
@@ -244,8 +254,7 @@ impl Writer {
         }
         let records = group.records;
         if !records.is_empty() || !changes.is_empty() {
-            let done = self.work(&Job::Group(Work { records: &records, changes: &changes })).await;
-            self.answer(records, changes, done);
+            self.run_together(records, changes).await;
         }
         for waiting in rare {
             let done = self.work(&Job::Rare(&waiting)).await;
@@ -253,11 +262,32 @@ impl Writer {
         }
     }
 
+    /// Runs records and changes as one transaction. When the database will not take something of it, now or later, each
+    /// is run alone, so that nobody fails for what a neighbour brought.
+    async fn run_together(&mut self, records: Vec<WaitingRecord>, changes: Vec<Waiting>) {
+        let done = self.work(&Job::Group(Work { records: &records, changes: &changes })).await;
+        let alone = records.len() + changes.len() == 1;
+        if alone || !matches!(done, Err(End::Broken(_))) {
+            self.answer(records, changes, done);
+            return;
+        }
+        for record in records {
+            let records = vec![record];
+            let done = self.work(&Job::Group(Work { records: &records, changes: &[] })).await;
+            self.answer(records, Vec::new(), done);
+        }
+        for change in changes {
+            let changes = vec![change];
+            let done = self.work(&Job::Group(Work { records: &[], changes: &changes })).await;
+            self.answer(Vec::new(), changes, done);
+        }
+    }
+
     fn answer(
         &self,
         records: Vec<WaitingRecord>,
         commands: Vec<Waiting>,
-        done: Result<Outcome, Error>,
+        done: Result<Outcome, End>,
     ) {
         match done {
             Ok(outcome) => {
@@ -269,12 +299,14 @@ impl Writer {
                     waiting.caller.answer(result);
                 }
             }
-            Err(error) => Group { records, commands }.fail(&error),
+            Err(End::Broken(error) | End::Unavailable(error)) => {
+                Group { records, commands }.fail(&error);
+            }
         }
     }
 
     /// Makes a transaction again until it is known what became of it, or patience ends.
-    async fn work(&mut self, job: &Job<'_>) -> Result<Outcome, Error> {
+    async fn work(&mut self, job: &Job<'_>) -> Result<Outcome, End> {
         let group = Uuid::now_v7();
         // What holds if the last try whose end is unknown has happened.
         let mut doubtful = None;
@@ -292,7 +324,7 @@ impl Writer {
                     self.roll_back().await;
                     self.in_doubt |= doubtful.is_some();
                     tracing::error!(error = %error, "transaction failed");
-                    return Err(error);
+                    return Err(End::Broken(error));
                 }
                 Failure::HappenedBefore => "the id of the group is taken".to_owned(),
                 Failure::Again(text) => {
@@ -311,7 +343,7 @@ impl Writer {
                     tracing::error!(error = text, "store failed in a group");
                 }
                 self.in_doubt |= doubtful.is_some();
-                return Err(Error::Unavailable(text));
+                return Err(End::Unavailable(Error::Unavailable(text)));
             }
             tracing::debug!(error = text, "transaction failed, making it again");
             tokio::time::sleep(RETRY_WAIT).await;
@@ -438,7 +470,7 @@ fn settled(
 struct Prepared {
     outcome: Outcome,
     /// What is still to be written; `None` when there is nothing to commit.
-    writes: Option<group::Writes>,
+    writes: Option<Writes>,
 }
 
 async fn prepare(
@@ -462,7 +494,7 @@ async fn prepare(
             tenancy::note_token_uses(setting.client, tokens, setting.now)
                 .await
                 .map_err(Failure::before_commit)?;
-            Ok(Prepared { outcome: Outcome::default(), writes: Some(group::Writes::default()) })
+            Ok(Prepared { outcome: Outcome::default(), writes: Some(Writes::default()) })
         }
     }
 }
@@ -485,14 +517,14 @@ async fn rare(
     let done = async {
         let reply = commands::run(&mut change, &waiting.command).await?;
         audit::write_all(&mut change).await?;
-        count_changes(&change).await?;
+        count_changes(&mut change).await?;
         Ok(reply)
     };
     match done.await {
         Ok(reply) => {
             let outcome =
                 Outcome { commit: change.commit, recorded: Vec::new(), replies: vec![Ok(reply)] };
-            Ok(Prepared { outcome, writes: Some(group::Writes::default()) })
+            Ok(Prepared { outcome, writes: Some(Writes::default()) })
         }
         Err(Stop::Refused(error)) => {
             let outcome = Outcome { replies: vec![Err(error)], ..Outcome::default() };

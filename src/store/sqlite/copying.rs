@@ -56,6 +56,18 @@ impl SqliteSide {
         make_directory(directory)?;
         let lock = lock_directory(directory)?;
         let (_, connection) = open_database(directory)?;
+        // Those from before secrets were sealed; a start seals them.
+        let unsealed = connection
+            .query_row("SELECT EXISTS (SELECT 1 FROM app_secrets WHERE key IS NULL)", [], |row| {
+                row.get::<_, bool>(0)
+            })
+            .map_err(|error| unavailable(&error))?;
+        if unsealed {
+            return Err(Error::Internal(format!(
+                "{} holds signing secrets that are not sealed yet: start this version's server on it once, and stop it",
+                directory.display()
+            )));
+        }
         let place = directory.display().to_string();
         Ok(Self { connection, place, _lock: lock })
     }
@@ -91,7 +103,7 @@ impl SqliteSide {
             table.name
         );
         self.connection
-            .query_row(&sql, [], |row| (0..table.key).map(|at| value_at(row, at)).collect())
+            .query_row(&sql, [], |row| (0..table.key).map(|at| value_at(row, at, table)).collect())
             .optional()
             .map_err(|error| unavailable(&error))
     }
@@ -113,7 +125,7 @@ impl SqliteSide {
             self.connection
                 .prepare_cached(&sql)?
                 .query_map(params_from_iter(after.unwrap_or_default()), |row| {
-                    (0..table.columns.len()).map(|at| value_at(row, at)).collect()
+                    (0..table.columns.len()).map(|at| value_at(row, at, table)).collect()
                 })?
                 .collect()
         };
@@ -173,22 +185,37 @@ impl SqliteSide {
     }
 }
 
+#[cfg(test)]
+impl SqliteSide {
+    pub(in crate::store) fn sql(&self, sql: &str) {
+        self.connection.execute_batch(sql).unwrap();
+    }
+
+    pub(in crate::store) fn texts(&self, sql: &str) -> Vec<String> {
+        let mut statement = self.connection.prepare(sql).unwrap();
+        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    }
+}
+
 fn places(count: usize) -> String {
     vec!["?"; count].join(", ")
 }
 
-fn value_at(row: &rusqlite::Row<'_>, at: usize) -> Result<Value, rusqlite::Error> {
-    Ok(match row.get_ref(at)? {
+fn value_at(row: &rusqlite::Row<'_>, at: usize, table: &Table) -> Result<Value, rusqlite::Error> {
+    let value = row.get_ref(at)?;
+    let damaged = |why: String| {
+        let column = table.columns.get(at).map_or("", |(name, _)| *name);
+        let why = format!("{}.{column} {why}", table.name).into();
+        rusqlite::Error::FromSqlConversionFailure(at, value.data_type(), why)
+    };
+    Ok(match value {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(number) => Value::Number(number),
-        ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
+        ValueRef::Text(text) => match std::str::from_utf8(text) {
+            Ok(text) => Value::Text(text.to_owned()),
+            Err(error) => return Err(damaged(format!("is damaged, {error}"))),
+        },
         ValueRef::Blob(bytes) => Value::Bytes(bytes.to_vec()),
-        ValueRef::Real(_) => {
-            return Err(rusqlite::Error::InvalidColumnType(
-                at,
-                "a column of a copied table".to_owned(),
-                rusqlite::types::Type::Real,
-            ));
-        }
+        ValueRef::Real(_) => return Err(damaged("holds a number with a fraction".to_owned())),
     })
 }

@@ -131,7 +131,7 @@ impl Embedded {
             .map_err(|error| Error::Unavailable(format!("cannot start the writer: {error}")))?;
         let write = Write::new(Arc::clone(&queue), ticket);
         let read: Arc<dyn Read> = Arc::new(Reader { pool, keys });
-        Ok(Self { store: Store { read, write }, writer, queue, _lock: lock })
+        Ok(Self { store: Store { read, write, conditions: None }, writer, queue, _lock: lock })
     }
 
     /// Gives a store a new key for its secrets, in the key file; no process may have it open.
@@ -142,6 +142,7 @@ impl Embedded {
     pub fn rotate_key(directory: &Path, now: Timestamp) -> Result<(KeyId, u64), Error> {
         let _lock = lock_directory(directory)?;
         let (_, mut connection) = open_database(directory)?;
+        copying::check_mark(&connection)?;
         let keys = find_keys(directory, &connection)?;
         // First ends an earlier rotation that was broken off, or keys would gather with each such attempt.
         let (keys, _) = use_key_file(directory, &mut connection, &keys)?;
@@ -187,6 +188,7 @@ impl Embedded {
     ) -> Result<(KeyId, u64), Error> {
         let _lock = lock_directory(directory)?;
         let (_, mut connection) = open_database(directory)?;
+        copying::check_mark(&connection)?;
         if let Keys::Given(keys) = keys {
             let replaced = secrets::replace_lost(&mut connection, keys, now)?;
             secrets::prepare(&mut connection, keys)?;

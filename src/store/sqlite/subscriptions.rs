@@ -129,6 +129,7 @@ pub(super) fn get_status(
         oldest_undelivered,
         failing,
         gap,
+        condition: None,
     })
 }
 

@@ -41,9 +41,14 @@ impl Authority {
         Self { issuer, dir: dir.to_owned() }
     }
 
-    /// A new pair.
+    /// A new pair for this machine.
     pub(crate) fn issue(&self) -> Pair {
-        let params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        self.issue_for("127.0.0.1")
+    }
+
+    /// A new pair for this host.
+    pub(crate) fn issue_for(&self, host: &str) -> Pair {
+        let params = CertificateParams::new([host.to_owned()]).unwrap();
         let key = KeyPair::generate().unwrap();
         let cert = params.signed_by(&key, &self.issuer).unwrap();
         Pair { cert: cert.pem(), key: key.serialize_pem(), der: cert.der().clone() }

@@ -4,8 +4,9 @@
 //! The shared server is named by `TEST_POSTGRES_URL`; `make test` starts it. Servers of a test are real ones: a test ends
 //! their processes by their ids, starts them again on the same files, and lets a standby follow.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +17,7 @@ use rustix::process::{Pid, Signal};
 use tokio_postgres::{Client, NoTls};
 use url::Url;
 
+use super::certificates::Pair;
 use super::chance::Chance;
 use super::eventually;
 
@@ -244,6 +246,21 @@ impl Postgres {
         })
         .await;
         standby
+    }
+
+    /// Starts it again with TLS and this certificate; those who want none are still let in.
+    pub(crate) async fn restart_with_tls(&mut self, pair: &Pair) {
+        self.kill();
+        let owner = fs::metadata(self.folder.0.join("data")).unwrap();
+        for (name, pem) in [("server.crt", &pair.cert), ("server.key", &pair.key)] {
+            let path = self.folder.0.join("data").join(name);
+            fs::write(&path, pem).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+        self.settings.retain(|setting| setting != "ssl=on");
+        self.settings.push("ssl=on".to_owned());
+        self.restart().await;
     }
 
     /// Makes a primary of a standby.

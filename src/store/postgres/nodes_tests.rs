@@ -1,0 +1,209 @@
+//! Several nodes on the real database: they share the shards, take over from one that is cut off, and hand over in peace.
+
+#![expect(clippy::print_stdout, reason = "a story with its times")]
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Keeper, Keeping};
+use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::lease::Lease;
+use crate::domain::shard::{SHARDS, Shard};
+use crate::store::Commit;
+use crate::store::postgres::connect::Target;
+use crate::store::postgres::node_list;
+use crate::store::postgres::ownership::Ownership;
+use crate::store::postgres::test_database::TestDatabase;
+use crate::store::queue::Queue;
+
+/// What is promised for a node that is gone.
+const TAKEN_OVER: Duration = Duration::from_secs(20);
+/// A rebalance: heartbeats of both sides and a drain.
+const REBALANCED: Duration = Duration::from_secs(20);
+/// How long a drain takes here.
+const DRAIN: Duration = Duration::from_millis(100);
+
+struct Node {
+    keeper: Keeper,
+    seen: Arc<Seen>,
+}
+
+/// What can be seen of a node from outside.
+struct Seen {
+    ownership: Arc<Ownership>,
+    lease: Lease,
+    clock: Arc<dyn Clock>,
+    /// As it was told through the queue.
+    told: Mutex<BTreeSet<Shard>>,
+    drains: AtomicUsize,
+}
+
+impl Seen {
+    /// Shards that this node may work on now.
+    fn live(&self) -> BTreeSet<Shard> {
+        let over = || self.lease.is_over(self.clock.moment());
+        let owned: BTreeSet<Shard> = self.ownership.all().into_keys().collect();
+        // After the look at the shards: a lease that has ended since ends them too.
+        if over() { BTreeSet::new() } else { owned }
+    }
+}
+
+fn start(target: Target, name: &str) -> Node {
+    let (queue, ownership, lease) =
+        (Arc::<Queue>::default(), Arc::<Ownership>::default(), Lease::not_yet());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let seen = Arc::new(Seen {
+        ownership: Arc::clone(&ownership),
+        lease: lease.clone(),
+        clock: Arc::clone(&clock),
+        told: Mutex::default(),
+        drains: AtomicUsize::new(0),
+    });
+    let told = Arc::clone(&seen);
+    queue.add_listener(Arc::new(move |commit: &Commit| {
+        let mut shards = told.told.lock().unwrap();
+        shards.retain(|shard| !commit.lost.contains(shard));
+        shards.extend(&commit.gained);
+    }));
+    let draining = Arc::clone(&seen);
+    let drain = Arc::new(move |_: Vec<Shard>| {
+        draining.drains.fetch_add(1, Ordering::SeqCst);
+        Box::pin(tokio::time::sleep(DRAIN)) as _
+    });
+    let name = name.to_owned();
+    let keeper =
+        Keeper::start(Keeping { target, name, queue, clock, ownership, lease, drain }).unwrap();
+    Node { keeper, seen }
+}
+
+/// A way to the database that can be cut in silence: nothing is refused, nothing arrives.
+async fn silent_proxy(upstream: String, silent: Arc<AtomicBool>) -> u16 {
+    async fn pass(
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+        silent: Arc<AtomicBool>,
+    ) {
+        let mut buffer = vec![0; 65_536];
+        while let Ok(count @ 1..) = from.read(&mut buffer).await {
+            while silent.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            if to.write_all(&buffer[..count]).await.is_err() {
+                return;
+            }
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(&upstream).await.unwrap();
+            let ((from_client, to_client), (from_server, to_server)) =
+                (client.into_split(), server.into_split());
+            tokio::spawn(pass(from_client, to_server, Arc::clone(&silent)));
+            tokio::spawn(pass(from_server, to_client, Arc::clone(&silent)));
+        }
+    });
+    port
+}
+
+async fn until(what: &str, patience: Duration, reached: impl Fn() -> bool) -> Duration {
+    let began = Instant::now();
+    while !reached() {
+        assert!(began.elapsed() < patience, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    began.elapsed()
+}
+
+/// All shards are had, each once, and the numbers differ by one at most.
+fn shared_evenly(nodes: &[&Seen]) -> bool {
+    let live: Vec<BTreeSet<Shard>> = nodes.iter().map(|node| node.live()).collect();
+    let all: BTreeSet<Shard> = live.iter().flatten().copied().collect();
+    let counts: Vec<usize> = live.iter().map(BTreeSet::len).collect();
+    let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+    all.len() == usize::from(SHARDS)
+        && counts.iter().sum::<usize>() == all.len()
+        && most - least < 2
+}
+
+/// Watches until the end that no shard is had by two at once.
+fn watch(nodes: Vec<Arc<Seen>>, end: Arc<AtomicBool>) -> std::thread::JoinHandle<Vec<String>> {
+    std::thread::spawn(move || {
+        let mut faults = Vec::new();
+        while !end.load(Ordering::SeqCst) {
+            // One after the other, so a shard that changes hands in between may be seen twice: looked at again.
+            let both = |first: &Seen, second: &Seen| -> BTreeSet<Shard> {
+                first.live().intersection(&second.live()).copied().collect()
+            };
+            for (at, first) in nodes.iter().enumerate() {
+                for second in &nodes[at + 1..] {
+                    let twice = both(first, second);
+                    let again = both(first, second);
+                    faults.extend(twice.intersection(&again).map(|shard| format!("shard {shard}")));
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        faults
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_share_the_shards_take_over_from_one_that_is_cut_off_and_hand_over_in_peace() {
+    let database = TestDatabase::new().await;
+    let silent = Arc::new(AtomicBool::new(false));
+    let host = database.url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let port = silent_proxy(host.clone(), Arc::clone(&silent)).await;
+    let through = database.url.replace(&host, &format!("127.0.0.1:{port}"));
+
+    let first = start(database.target.clone(), "first");
+    let alone = [&*first.seen];
+    let had = until("one has all", REBALANCED, || shared_evenly(&alone)).await;
+    let second = start(database.target.clone(), "second");
+    let third = start(Target::parse(&through).unwrap(), "third");
+    let (a, b, c) = (&*first.seen, &*second.seen, &*third.seen);
+    let end = Arc::new(AtomicBool::new(false));
+    let all = [&first, &second, &third].map(|node| Arc::clone(&node.seen));
+    let watching = watch(all.to_vec(), Arc::clone(&end));
+    let joined = until("three share", REBALANCED, || shared_evenly(&[a, b, c])).await;
+    // Each shard that changed hands was drained.
+    assert!(a.drains.load(Ordering::SeqCst) >= 42, "{:?}", a.drains);
+
+    silent.store(true, Ordering::SeqCst);
+    let taken = until("two share", TAKEN_OVER, || shared_evenly(&[a, b])).await;
+    // It gave up by itself, without hearing anything, and told those who send.
+    assert!(c.lease.is_over(c.clock.moment()));
+    assert_eq!((c.live().len(), c.told.lock().unwrap().len()), (0, 0));
+
+    silent.store(false, Ordering::SeqCst);
+    let back = until("three share again", REBALANCED, || shared_evenly(&[a, b, c])).await;
+
+    let began = Instant::now();
+    tokio::task::spawn_blocking(move || first.keeper.stop()).await.unwrap();
+    let stopped = began.elapsed();
+    let left = until("the others have all", REBALANCED, || shared_evenly(&[b, c])).await;
+    for node in [b, c] {
+        assert_eq!(*node.told.lock().unwrap(), node.live());
+    }
+    let client = database.target.connect(|_| ()).await.unwrap();
+    let listed = node_list::list_nodes(&client).await.unwrap();
+    let names: Vec<&str> = listed.iter().map(|node| node.name.as_str()).collect();
+    assert_eq!(names, ["second", "third"]);
+    assert_eq!(listed.iter().map(|node| node.shards.len()).sum::<usize>(), usize::from(SHARDS));
+    drop(client);
+    end.store(true, Ordering::SeqCst);
+    assert_eq!(watching.join().unwrap(), [""; 0]);
+    println!(
+        "one has all after {had:?}, three share after {joined:?}, taken over after {taken:?}, shared again after {back:?}, \
+         stopped in {stopped:?}, all handed over after {left:?}"
+    );
+    for node in [second, third] {
+        tokio::task::spawn_blocking(move || node.keeper.stop()).await.unwrap();
+    }
+}
