@@ -32,6 +32,7 @@ mod leaks;
 mod listener_tls;
 mod nodes_database;
 mod nodes_failures;
+mod nodes_limits;
 mod nodes_store;
 mod nodes_tls;
 mod secrets_at_rest;
