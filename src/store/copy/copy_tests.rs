@@ -51,7 +51,7 @@ const NULLABLE: [&str; 17] = [
 /// Columns of PostgreSQL's tables that follow from the rest.
 const MADE_ANEW: [&str; 2] = ["services.extension_next", "services.audit_at"];
 /// Tables that follow from the rest, or are of one back end only.
-const NOT_COPIED: [&str; 9] = [
+const NOT_COPIED: [&str; 11] = [
     "meta",
     "emails",
     "recent_emails_0",
@@ -59,7 +59,9 @@ const NOT_COPIED: [&str; 9] = [
     "counts",
     "free_extensions",
     "groups",
+    "lane_conditions",
     "nodes",
+    "request_levels",
     "schema_version",
 ];
 
