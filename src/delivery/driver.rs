@@ -576,6 +576,11 @@ impl LaneDriver {
         self.lock().head < head
     }
 
+    /// Whether a record is under way.
+    pub(super) fn records(&self) -> bool {
+        self.lock().lane.recording()
+    }
+
     /// Whether a record is under way; then it asks to be loaded once the result is known.
     pub(super) fn defers_load(&self) -> bool {
         let mut state = self.lock();

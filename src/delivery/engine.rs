@@ -224,10 +224,11 @@ impl Shared {
         made
     }
 
-    /// Forgets a lane, unless an attempt of it is in flight: its contact must still be known as busy.
+    /// Forgets a lane, unless an attempt of it is in flight: its contact must still be known as busy. Or unless a record of
+    /// it is under way: whoever builds it anew must know to wait for the result.
     pub(super) fn forget_if_quiet(&self, lane: &Arc<LaneDriver>) {
         let mut lanes = lock(&self.lanes);
-        if lane.in_flight() > 0 {
+        if lane.in_flight() > 0 || lane.records() {
             return;
         }
         // Another one may have taken its place.
@@ -492,8 +493,8 @@ fn fire_timers(shared: &Arc<Shared>) {
     }
 }
 
-/// Forgets the lanes of shards that were lost. Those with an attempt in flight, which is being aborted, are forgotten when
-/// halted lanes are looked at.
+/// Forgets the lanes of shards that were lost. Those with an attempt in flight, which is being aborted, or with a record
+/// under way are forgotten when halted lanes are looked at.
 fn forget_lost(shared: &Arc<Shared>, lost: &BTreeSet<Shard>) {
     for lane in shared.lanes_in(lost) {
         if lane.is_lost() {

@@ -1,7 +1,7 @@
 //! What the engine does when shards come and go, and when the node's lease ends.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use super::{Signed, World, world, world_under};
@@ -171,6 +171,44 @@ async fn a_drain_that_is_given_up_leaves_lanes_that_a_gain_replaces() {
     // Answered or aborted, that is a race; then it goes on.
     world.create("b@e.example").await;
     world.until("all are recorded", async |world| world.standing().await.cursor == 2).await;
+    world.engine.stop(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_whose_record_is_under_way_is_not_built_from_a_row_that_lacks_it() {
+    let mut world = world_under("recording", lease()).await;
+    world.set(true).await;
+    world.status.store(0, Ordering::SeqCst);
+    world.create("a@e.example").await;
+    world.next().await;
+    // The writer stands still behind this commit, as with a database that hangs.
+    let (go_on, waiting) = mpsc::channel::<()>();
+    let waiting = Mutex::new(waiting);
+    let stands = Arc::new(AtomicBool::new(false));
+    let standing = Arc::clone(&stands);
+    world.store.write.queue().add_listener(Arc::new(move |commit| {
+        if commit.tenancy && !standing.swap(true, Ordering::SeqCst) {
+            waiting.lock().unwrap().recv().unwrap();
+        }
+    }));
+    let write = world.store.write.clone();
+    let blocking = tokio::spawn(async move { write.create_service("T".to_owned()).await });
+    world.until("the writer stands", async |_| stands.load(Ordering::SeqCst)).await;
+    world.status.store(200, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    let shard = world.shard();
+    world.tell(&Commit { lost: vec![shard], gained: vec![shard], ..Commit::default() });
+
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(world.signed.try_recv().is_err(), "sent again although it was delivered");
+    go_on.send(()).unwrap();
+    blocking.await.unwrap().unwrap();
+    world.until("it is recorded", async |world| world.standing().await.cursor == 1).await;
+    world.create("b@e.example").await;
+    world.next().await;
+    world.until("all are recorded", async |world| world.standing().await.cursor == 2).await;
+    assert!(world.signed.try_recv().is_err());
     world.engine.stop(Duration::ZERO).await;
 }
 

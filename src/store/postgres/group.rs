@@ -195,8 +195,7 @@ async fn read(setting: Setting<'_>, group: Uuid, asked: &Asked) -> Result<ReadRo
         .map(|(reading, _, params)| (reading, params))
         .collect();
 
-    let at = now.millis();
-    let begin = begin(client, statements, group, at);
+    let begin = begin(client, statements, group);
     let rows = async {
         let all = queries
             .iter()
@@ -226,9 +225,8 @@ pub(super) async fn begin(
     client: &ClientWrapper,
     statements: &Statements,
     group: Uuid,
-    at: i64,
 ) -> Result<(), Failure> {
-    let params: [&(dyn ToSql + Sync); 2] = [&group, &at];
+    let params: [&(dyn ToSql + Sync); 1] = [&group];
     let (begun, inserted) = futures_util::join!(
         client.batch_execute("BEGIN"),
         client.execute(&statements.group, &params)

@@ -38,6 +38,15 @@ impl Seen {
         self.shards.iter().filter_map(of).collect()
     }
 
+    /// The shards that nobody has, or somebody whose row is gone, with their epochs.
+    pub(super) fn free(&self) -> BTreeMap<Shard, u64> {
+        let free = |(shard, (holder, epoch)): (&Shard, &(Option<Uuid>, u64))| {
+            let held = holder.is_some_and(|it| self.nodes.contains_key(&it));
+            (!held).then_some((*shard, *epoch))
+        };
+        self.shards.iter().filter_map(free).collect()
+    }
+
     /// How many shards this node should have: all nodes have the same number, or one more.
     pub(super) fn quota_of(&self, node: Uuid) -> usize {
         let Some(rank) = self.nodes.keys().position(|other| *other == node) else { return 0 };
@@ -87,10 +96,7 @@ impl Observations {
 
 /// How many free shards to claim, as far as there are any.
 pub(super) fn to_claim(me: Uuid, seen: &Seen) -> usize {
-    // Nobody has it, or somebody whose row is gone.
-    let is_free = |holder: &Option<Uuid>| !holder.is_some_and(|it| seen.nodes.contains_key(&it));
-    let free = seen.shards.values().filter(|(holder, _)| is_free(holder)).count();
-    seen.quota_of(me).saturating_sub(seen.shards_of(me).len()).min(free)
+    seen.quota_of(me).saturating_sub(seen.shards_of(me).len()).min(seen.free().len())
 }
 
 /// Which shards to hand over: the last ones beyond the quota. Those that are being handed over already count as gone.

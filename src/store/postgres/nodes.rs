@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
 use tokio::task::JoinSet;
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -40,6 +41,23 @@ const LEAVE_WAIT: Duration = Duration::from_secs(3);
 /// Takes all shards from a node, in the order in which groups lock them.
 const FREE_ALL: &str = "UPDATE shards SET node = NULL, epoch = epoch + 1 WHERE shard IN \
      (SELECT shard FROM shards WHERE node = $1 ORDER BY shard FOR UPDATE)";
+
+/// Takes shards that are free, as far as they are as they were seen. A row that changed since the statement began is looked
+/// at again, but only by its own columns: whoever took it meanwhile has changed its epoch, while the question whether its
+/// node is there would be answered as before.
+const CLAIM: &str = "UPDATE shards SET node = $1, epoch = epoch + 1 WHERE shard IN \
+     (SELECT s.shard FROM shards s JOIN unnest($2::smallint[], $3::bigint[]) AS k (shard, epoch) \
+     ON k.shard = s.shard AND k.epoch = s.epoch \
+     WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.node = s.node) \
+     ORDER BY s.shard LIMIT $4 FOR UPDATE OF s SKIP LOCKED) \
+     RETURNING shard, epoch";
+
+/// Begins an epoch of shards that this node has, as far as they are as they were seen.
+const RENEW_EPOCHS: &str = "UPDATE shards SET epoch = epoch + 1 WHERE shard IN \
+     (SELECT s.shard FROM shards s JOIN unnest($2::smallint[], $3::bigint[]) AS k (shard, epoch) \
+     ON k.shard = s.shard AND k.epoch = s.epoch \
+     WHERE s.node = $1 ORDER BY s.shard FOR UPDATE OF s) \
+     RETURNING shard, epoch";
 
 /// Lets the lanes of these shards end what they have begun and starts nothing more; done when nothing is left.
 pub type Drain = Arc<dyn Fn(Vec<Shard>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
@@ -193,16 +211,19 @@ impl Node {
         if self.keeping.lease.is_over(self.now()) {
             return Ok(true);
         }
-        self.follow(&beat.seen);
+        let back = self.follow(&beat.seen);
         let dead = self.observations.observe(self.me, &beat.seen, beat.asked, beat.known);
-        let mut changed = !dead.is_empty();
+        let mut changed = !dead.is_empty() || !back.is_empty();
         let acted = tokio::time::timeout(BEAT_WAIT, async {
             for dead in dead {
                 self.bury(dead).await?;
             }
+            if !back.is_empty() {
+                self.take_back(&back).await?;
+            }
             let claim = to_claim(self.me, &beat.seen);
             if claim > 0 {
-                changed |= self.claim(claim).await?;
+                changed |= self.claim(&beat.seen.free(), claim).await?;
             }
             Ok::<(), Error>(())
         });
@@ -261,21 +282,19 @@ impl Node {
         Ok(Beat { seen, alive: renewed == 1, asked, known })
     }
 
-    /// Brings what this node believes to have to what the table says.
-    fn follow(&mut self, seen: &Seen) {
+    /// Gives up what the table says this node has no more. Gives what it says this node has without believing so, with
+    /// the epochs.
+    fn follow(&mut self, seen: &Seen) -> BTreeMap<Shard, u64> {
         let held = seen.shards_of(self.me);
         let believed = self.keeping.ownership.all();
         let gone =
             |(shard, epoch): (&Shard, &u64)| (held.get(shard) != Some(epoch)).then_some(*shard);
         let lost: Vec<Shard> = believed.iter().filter_map(gone).collect();
         self.lose(&lost);
-        let gained: BTreeMap<Shard, u64> = held
-            .into_iter()
-            .filter(|(shard, epoch)| {
-                believed.get(shard) != Some(epoch) && !self.leaving.contains(shard)
-            })
-            .collect();
-        self.gain(&gained);
+        let back = |(shard, epoch): &(Shard, u64)| {
+            believed.get(shard) != Some(epoch) && !self.leaving.contains(shard)
+        };
+        held.into_iter().filter(back).collect()
     }
 
     fn gain(&self, shards: &BTreeMap<Shard, u64>) {
@@ -338,7 +357,7 @@ impl Node {
     }
 
     /// Takes so many free shards, if they still are.
-    async fn claim(&mut self, count: usize) -> Result<bool, Error> {
+    async fn claim(&mut self, free: &BTreeMap<Shard, u64>, count: usize) -> Result<bool, Error> {
         let failed = |error: tokio_postgres::Error| unavailable(&error);
         let Some(link) = &mut self.link else { return Ok(false) };
         let tx = link.transaction().await.map_err(failed)?;
@@ -351,19 +370,28 @@ impl Node {
             return tx.rollback().await.map(|()| true).map_err(failed);
         }
         let limit = i64::try_from(count).unwrap_or(i64::MAX);
-        let rows = tx
-            .query(
-                "UPDATE shards SET node = $1, epoch = epoch + 1 WHERE shard IN \
-                 (SELECT shard FROM shards s WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.node = s.node) \
-                 ORDER BY shard LIMIT $2 FOR UPDATE SKIP LOCKED) \
-                 RETURNING shard, epoch",
-                &[&self.me, &limit],
-            )
-            .await
-            .map_err(failed)?;
+        let (shards, epochs) = arrays(free);
+        let params: [&(dyn ToSql + Sync); 4] = [&self.me, &shards, &epochs, &limit];
+        let rows = tx.query(CLAIM, &params).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
+        self.gain_rows(&rows)
+    }
+
+    /// Has shards again that it believed to have no more: after a lease that was over, a claim whose answer did not come,
+    /// a release that failed. Only under a new epoch: what was recorded, or asked for, under the one before may still be
+    /// under way, and waits for the same rows.
+    async fn take_back(&mut self, shards: &BTreeMap<Shard, u64>) -> Result<(), Error> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        let (shards, epochs) = arrays(shards);
+        let params: [&(dyn ToSql + Sync); 3] = [&self.me, &shards, &epochs];
+        let rows = link.query(RENEW_EPOCHS, &params).await.map_err(|error| unavailable(&error))?;
+        self.gain_rows(&rows).map(drop)
+    }
+
+    /// Has the shards in these rows, which are committed; whether there are any.
+    fn gain_rows(&self, rows: &[Row]) -> Result<bool, Error> {
         let mut gained = BTreeMap::new();
-        for row in &rows {
+        for row in rows {
             if let Some(shard) = Shard::from_number(column(row, 0)?) {
                 gained.insert(shard, uint(row, 1)?);
             }
@@ -426,6 +454,11 @@ impl Node {
             );
         }
     }
+}
+
+/// Shards and epochs as two arrays.
+fn arrays(shards: &BTreeMap<Shard, u64>) -> (Vec<i16>, Vec<i64>) {
+    shards.iter().map(|(shard, epoch)| (shard.number(), super::change::int(*epoch))).unzip()
 }
 
 #[cfg(test)]

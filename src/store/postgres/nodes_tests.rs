@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use uuid::Uuid;
 
-use super::{Keeper, Keeping};
+use super::{CLAIM, Keeper, Keeping};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::lease::Lease;
 use crate::domain::shard::{SHARDS, Shard};
@@ -206,4 +207,56 @@ async fn nodes_share_the_shards_take_over_from_one_that_is_cut_off_and_hand_over
     for node in [second, third] {
         tokio::task::spawn_blocking(move || node.keeper.stop()).await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_another_node_claims_at_the_same_moment_stays_with_it() {
+    let database = TestDatabase::new().await;
+    let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    let first = database.target.connect(|_| ()).await.unwrap();
+    let second = database.target.connect(|_| ()).await.unwrap();
+    let register = "INSERT INTO nodes (node, name, version) VALUES ($1, 'n', '1')";
+    second.execute(register, &[&two]).await.unwrap();
+    let (shards, epochs) = (vec![0_i16, 1, 2, 3], vec![0_i64; 4]);
+    // Between what the statement sees and its first lock.
+    let slow = CLAIM.replace(
+        "NOT EXISTS",
+        "CASE WHEN s.shard = 0 THEN pg_sleep(1) IS NOT NULL ELSE true END AND NOT EXISTS",
+    );
+    let claiming = tokio::spawn({
+        let (shards, epochs) = (shards.clone(), epochs.clone());
+        async move { second.query(&slow, &[&two, &shards, &epochs, &3_i64]).await.unwrap().len() }
+    });
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    first.execute(register, &[&one]).await.unwrap();
+    let claimed = first.query(CLAIM, &[&one, &shards, &epochs, &2_i64]).await.unwrap();
+    assert_eq!(claimed.len(), 2);
+
+    assert_eq!(claiming.await.unwrap(), 2);
+    let sql = "SELECT node FROM shards WHERE shard < 4 ORDER BY shard";
+    let nodes: Vec<Uuid> =
+        first.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(nodes, [one, one, two, two]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_that_come_back_after_the_lease_was_over_have_a_new_epoch() {
+    let database = TestDatabase::new().await;
+    let silent = Arc::new(AtomicBool::new(false));
+    let host = database.url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let port = silent_proxy(host.clone(), Arc::clone(&silent)).await;
+    let through = database.url.replace(&host, &format!("127.0.0.1:{port}"));
+    let node = start(Target::parse(&through).unwrap(), "alone");
+    until("it has all", REBALANCED, || shared_evenly(&[&node.seen])).await;
+    let before = node.seen.ownership.all();
+
+    silent.store(true, Ordering::SeqCst);
+    until("it has none", TAKEN_OVER, || node.seen.ownership.all().is_empty()).await;
+    silent.store(false, Ordering::SeqCst);
+
+    // Nobody else had them, but a record of before may still be under way.
+    until("it has all again", REBALANCED, || shared_evenly(&[&node.seen])).await;
+    let after = node.seen.ownership.all();
+    assert!(before.iter().all(|(shard, epoch)| after[shard] > *epoch), "{before:?} {after:?}");
+    tokio::task::spawn_blocking(move || node.keeper.stop()).await.unwrap();
 }

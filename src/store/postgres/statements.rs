@@ -226,7 +226,9 @@ pub(super) struct Statements {
 impl Statements {
     /// Prepares the connection.
     pub(super) async fn prepare(client: &ClientWrapper) -> Result<Self, tokio_postgres::Error> {
-        let group = "INSERT INTO groups (id, at) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+        // On the database's clock: were it ours, and wrong, another node would remove the id while it is needed.
+        let group = "INSERT INTO groups (id, at) VALUES ($1, (extract(epoch FROM now()) * 1000)::bigint) \
+             ON CONFLICT DO NOTHING";
         // In one round trip: a connection that was lost is soon replaced.
         let prepare = |sql: &'static str| Box::pin(client.prepare(sql));
         let (session, group, reading, writing) = futures_util::try_join!(

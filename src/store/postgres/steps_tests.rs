@@ -315,3 +315,23 @@ async fn what_the_database_will_not_take_fails_alone() {
     assert_eq!(check_log(&store, service).await, 54);
     postgres.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_database_warns_of_before_a_commit_does_not_put_it_in_doubt() {
+    let database = TestDatabase::new().await;
+    let postgres = open_alone(&database).await;
+    let store = postgres.store.clone();
+    let client = database.target.connect_plain().await.unwrap();
+    // As when transaction numbers are running out: at the first write of each transaction.
+    let warn = "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN RAISE WARNING 'must be vacuumed'; RETURN NEW; END $$; \
+         CREATE TRIGGER warn BEFORE INSERT ON groups FOR EACH ROW EXECUTE FUNCTION warn()";
+    client.batch_execute(warn).await.unwrap();
+
+    let service = store.write.create_service("Service".to_owned()).await.unwrap().id;
+    let done = store.write.change_contact(service, create("c@example.org"), None).await;
+
+    assert!(matches!(done, Ok(ContactAnswer::Created(_))), "{done:?}");
+    assert_eq!(check_log(&store, service).await, 1);
+    postgres.close().await;
+}

@@ -3,8 +3,6 @@
 //! Each step is a transaction of its own. Most remove rows that nobody else locks at the moment and wait for nobody, so
 //! they need no place in the order of locks; those that touch a service lock it first.
 
-use std::time::Duration;
-
 use deadpool_postgres::ClientWrapper;
 use tokio_postgres::types::ToSql;
 
@@ -20,8 +18,10 @@ use crate::store::retention::{IDEMPOTENCY_AGE, Retention};
 const SLICE_ROWS: u64 = 500;
 /// Rows of the audit log removed in one slice. Each may tell of as many changes as a group had.
 const SLICE_AUDIT_ROWS: u64 = 200;
+/// Ids of transactions that are this old on the database's clock.
+const OLD_GROUPS: &str = "at < (extract(epoch FROM now()) * 1000)::bigint - $2";
 /// How long the id of a transaction is kept. Who does not know its end finds out within seconds.
-const GROUP_AGE: Duration = Duration::from_hours(1);
+const GROUP_AGE: Timestamp = Timestamp::from_millis(3_600_000);
 
 /// Where upkeep stands between two slices.
 #[derive(Debug)]
@@ -65,8 +65,7 @@ impl Upkeep {
         for table in ["app_tokens", "app_secrets", "admin_tokens"] {
             rows = rows.max(remove(client, table, "expires_at <= $2", SLICE_ROWS, now).await?);
         }
-        let old = now.minus(GROUP_AGE);
-        rows = rows.max(remove(client, "groups", "at < $2", SLICE_ROWS, old).await?);
+        rows = rows.max(remove(client, "groups", OLD_GROUPS, SLICE_ROWS, GROUP_AGE).await?);
         let before = now.minus(self.retention.attempts);
         rows = rows.max(retention::remove_attempts(client, before, SLICE_ROWS).await?);
         if rows >= SLICE_ROWS {

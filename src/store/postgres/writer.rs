@@ -322,8 +322,12 @@ impl Writer {
             let text = match failure {
                 Failure::Broken(error) => {
                     self.roll_back().await;
-                    self.in_doubt |= doubtful.is_some();
                     tracing::error!(error = %error, "transaction failed");
+                    if doubtful.is_some() {
+                        // An earlier try may have happened: what was in it must not be run again under another id.
+                        self.in_doubt = true;
+                        return Err(End::Unavailable(error));
+                    }
                     return Err(End::Broken(error));
                 }
                 Failure::HappenedBefore => "the id of the group is taken".to_owned(),
@@ -363,7 +367,6 @@ impl Writer {
         let Some(link) = &self.link else {
             return Err(Failure::Lost("no connection".to_owned()));
         };
-        link.warned.store(false, Ordering::SeqCst);
         let now = self.clock.now();
         let setting = Setting {
             client: &link.client,
@@ -375,6 +378,8 @@ impl Writer {
         let prepared = tokio::time::timeout(READ_WAIT, prepare(setting, &self.keys, group, job))
             .await
             .map_err(|_| Failure::Lost("PostgreSQL: no answer".to_owned()))?;
+        // Only what comes with the commit says something of it. Of other things the server may warn in every group.
+        link.warned.store(false, Ordering::SeqCst);
         let outcome = match prepared {
             Ok(Prepared { outcome, writes: None }) => {
                 link.client.batch_execute("ROLLBACK").await.map_err(Failure::before_commit)?;
@@ -397,6 +402,7 @@ impl Writer {
                 if seen != 1 {
                     return Err(Failure::Again("the group is being removed".to_owned()));
                 }
+                link.warned.store(false, Ordering::SeqCst);
                 let committed = tokio::time::timeout(COMMIT_WAIT, link.commit()).await;
                 match committed {
                     Ok(Ok(())) => doubtful.take().unwrap_or_default(),
@@ -486,11 +492,11 @@ async fn prepare(
             Ok(Prepared { outcome, writes })
         }
         Job::Rare(waiting) => {
-            group::begin(setting.client, setting.statements, group, setting.now.millis()).await?;
+            group::begin(setting.client, setting.statements, group).await?;
             rare(setting, keys, waiting).await
         }
         Job::TokenUses(tokens) => {
-            group::begin(setting.client, setting.statements, group, setting.now.millis()).await?;
+            group::begin(setting.client, setting.statements, group).await?;
             tenancy::note_token_uses(setting.client, tokens, setting.now)
                 .await
                 .map_err(Failure::before_commit)?;
