@@ -379,8 +379,9 @@ async fn first_admin_token(
         return Ok(None);
     }
     let token = random_token(Token::ADMIN_PREFIX)?;
-    store.write.set_admin_token(token.hash()).await?;
-    Ok(Some(token))
+    // Another node may have made one meanwhile.
+    let is_first = store.write.set_first_admin_token(token.hash()).await?;
+    Ok(is_first.then_some(token))
 }
 
 fn random_token(prefix: &str) -> anyhow::Result<Token> {

@@ -24,7 +24,9 @@ use crate::domain::id::ServiceId;
 
 use super::envelope::ApiError;
 
-/// Time between two exchanges of a node. A longer one makes a caller who keeps to one node wait longer for its next
+/// Time between two exchanges of a node.
+///
+/// A longer one makes a caller who keeps to one node wait longer for its next
 /// share, a shorter one costs the store more statements: here one a second for each node, whatever the load.
 pub const EXCHANGE_EVERY: Duration = Duration::from_secs(1);
 /// Requests between two clean-ups of the buckets of services that have gone quiet.

@@ -174,10 +174,6 @@ fn nodes_together_stay_within_the_bound_whatever_is_called_and_when() {
             world.pass(pause);
         }
         let beyond = world.highest - f64::from(limit);
-        eprintln!("seed {seed}: {count} nodes limit {limit}: {beyond} bound {bound}");
-        if false {
-            continue;
-        }
         assert!(
             beyond <= bound,
             "seed {seed}: {count} nodes with {limit} were {beyond} beyond it, and the bound is {bound}"

@@ -205,6 +205,8 @@ pub enum Command {
     },
     /// Replaces the stored admin tokens.
     SetAdminToken(TokenHash),
+    /// Stores an admin token unless there is one that works.
+    SetFirstAdminToken(TokenHash),
     /// Adds an admin token.
     RotateAdminToken {
         /// The hash of the new token.
@@ -248,6 +250,8 @@ pub enum Reply {
     Subscription(Box<Subscription>),
     /// To `Replay`.
     Replayed(Replayed),
+    /// To `SetFirstAdminToken`: whether it was stored.
+    IsFirst(bool),
     /// To everything else.
     Done,
 }

@@ -30,6 +30,7 @@ pub(super) async fn run(open: impl AsyncFn() -> Store) {
     what_rollcall_does_by_itself_is_its_own(open().await).await;
     uses_of_tokens_are_recorded_by_the_hour(open().await).await;
     admin_tokens_overlap(open().await).await;
+    only_one_admin_token_is_the_first(open().await).await;
 }
 
 fn hash(byte: u8) -> TokenHash {
@@ -336,6 +337,30 @@ async fn uses_of_tokens_are_recorded_by_the_hour(store: Store) {
     assert_eq!((found.app.id, found.used_at), (apps[0], Some(hour)));
     assert!(!told.load(Ordering::SeqCst), "a use must not end what is remembered of tokens");
     assert_eq!(entries(&store, service).await.len(), 3);
+}
+
+async fn only_one_admin_token_is_the_first(store: Store) {
+    let hashes: Vec<TokenHash> = (1..=8).map(hash).collect();
+    let tries = hashes.iter().map(|hash| {
+        let write = store.write.clone();
+        async move { write.set_first_admin_token(*hash).await.unwrap() }
+    });
+
+    let stored = futures_util::future::join_all(tries).await;
+
+    let first: Vec<TokenHash> =
+        hashes.iter().zip(&stored).filter(|(_, is_first)| **is_first).map(|(it, _)| *it).collect();
+    assert_eq!(first.len(), 1, "{stored:?}");
+    let list = async || {
+        let found = store.read.list_admin_tokens(NOW).await.unwrap();
+        found.iter().map(|token| token.hash).collect::<Vec<_>>()
+    };
+    assert_eq!(list().await, first);
+    assert_eq!(actions(&entries(&store, SERVER).await), [Action::AdminTokenSet]);
+    // One that has ended does not count, and does not come back.
+    store.write.rotate_admin_token(hash(9), NOW).await.unwrap();
+    assert!(!store.write.set_first_admin_token(hash(10)).await.unwrap());
+    assert_eq!(list().await, [hash(9)]);
 }
 
 async fn admin_tokens_overlap(store: Store) {

@@ -476,6 +476,19 @@ impl Write {
         self.submit(Command::RotateAdminToken { token, earlier_until }).await.map(|_| ())
     }
 
+    /// Stores an admin token unless there is one that works already; tells whether it did. Of several processes that try
+    /// at once, one does.
+    ///
+    /// # Errors
+    ///
+    /// Unavailable.
+    pub async fn set_first_admin_token(&self, token: TokenHash) -> Result<bool, Error> {
+        match self.submit(Command::SetFirstAdminToken(token)).await? {
+            Reply::IsFirst(is_first) => Ok(is_first),
+            other => Err(mismatch(&other)),
+        }
+    }
+
     /// Replaces the stored admin tokens.
     ///
     /// # Errors

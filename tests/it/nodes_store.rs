@@ -35,6 +35,27 @@ async fn nodes_that_start_together_on_an_empty_database_make_its_tables_once() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_start_together_print_one_admin_token_and_it_works_on_all() {
+    let database = Database::create().await;
+    let starting = ["one", "two", "three"].map(|name| {
+        let node = TestServer::builder().node(&database.url(), name);
+        tokio::task::spawn_blocking(move || node.start_without_admin_token())
+    });
+
+    let (mut nodes, mut tokens) = (Vec::new(), Vec::new());
+    for node in starting {
+        let (node, token) = node.await.unwrap();
+        nodes.push(node);
+        tokens.extend(token);
+    }
+
+    assert_eq!(tokens.len(), 1, "{} nodes printed a token", tokens.len());
+    for node in &nodes {
+        node.anyone(Some(&tokens[0])).get("/v1/admin/services").await.expect(200);
+    }
+}
+
 #[tokio::test]
 async fn node_goes_on_by_itself_when_postgresql_is_back() {
     let mut postgres = Postgres::start().await;

@@ -66,6 +66,13 @@ pub(super) async fn run(change: &mut Change<'_>, command: &Command) -> Result<Re
             change.note(SERVER, Action::AdminTokenSet, about_token(*token));
             Ok(Reply::Done)
         }
+        Command::SetFirstAdminToken(token) => {
+            let is_first = tenancy::set_first_admin_token(change, *token).await?;
+            if is_first {
+                change.note(SERVER, Action::AdminTokenSet, about_token(*token));
+            }
+            Ok(Reply::IsFirst(is_first))
+        }
         Command::RotateAdminToken { token, earlier_until } => {
             tenancy::rotate_admin_token(change, *token, *earlier_until).await?;
             change.note(SERVER, Action::AdminTokenRotate, about_token(*token));

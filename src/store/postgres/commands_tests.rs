@@ -12,7 +12,7 @@ use crate::store::postgres::{secrets, tenancy};
 use crate::store::rows::{
     DeliveryQuery, DeliveryState, LaterEvents, ReplayFrom, Replayed, done_of,
 };
-use crate::store::{Error, Read};
+use crate::store::{Commit, Error, Read};
 
 fn actions(entries: &[Entry]) -> Vec<Action> {
     entries.iter().map(|entry| entry.action).collect()
@@ -100,6 +100,32 @@ async fn admin_tokens_overlap() {
     assert_eq!(list(NOW).await, [hash(3)]);
     assert_eq!(stage.count("server_audit").await, 3);
     assert_eq!(stage.count("server_audit_at").await, NOW.millis());
+}
+
+#[tokio::test]
+async fn two_nodes_at_once_store_one_first_admin_token() {
+    let stage = Stage::new().await;
+    for round in 0..20 {
+        stage.sql("DELETE FROM admin_tokens").await;
+        let other = stage.database.target.connect(|_| {}).await.unwrap();
+        let [one, two] = [1, 2].map(|byte| Command::SetFirstAdminToken(hash(byte + 2 * round)));
+
+        let (one, two) = tokio::join!(stage.try_run(&one), stage.try_run_on(&other, &two));
+
+        let is_first = |done: Result<(Reply, Commit), Error>| match done.unwrap() {
+            (Reply::IsFirst(is_first), commit) => {
+                assert_eq!(commit.tenancy, is_first);
+                is_first
+            }
+            other => panic!("unexpected {other:?}"),
+        };
+        assert!(is_first(one) ^ is_first(two));
+        assert_eq!(stage.reader.list_admin_tokens(NOW).await.unwrap().len(), 1);
+    }
+    // What has ended does not count.
+    stage.sql("UPDATE admin_tokens SET expires_at = 1").await;
+    let (reply, _) = stage.run(Command::SetFirstAdminToken(hash(100))).await;
+    assert!(matches!(reply, Reply::IsFirst(true)));
 }
 
 #[tokio::test]

@@ -111,7 +111,7 @@ impl RequestLevels {
             nodes += 1;
         }
         self.exchanges = self.exchanges.wrapping_add(1);
-        if self.exchanges % REMOVE_EVERY == 0 {
+        if self.exchanges.is_multiple_of(REMOVE_EVERY) {
             let remove = format!(
                 "DELETE FROM request_levels WHERE service IN (SELECT service FROM request_levels \
                  WHERE empty_at < {NOW} FOR UPDATE SKIP LOCKED LIMIT $1)"

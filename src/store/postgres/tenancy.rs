@@ -252,6 +252,20 @@ pub(super) async fn set_admin_token(change: &mut Change<'_>, token: TokenHash) -
     insert_admin_token(change, token).await
 }
 
+/// As [`set_admin_token`], unless there is one that works; whether it was set. Two nodes at once take turns, and the second
+/// one sees the token of the first.
+pub(super) async fn set_first_admin_token(
+    change: &mut Change<'_>,
+    token: TokenHash,
+) -> Result<bool, Stop> {
+    lock_admin_tokens(change).await?;
+    let is_first = list_admin_tokens(change.client, change.now).await?.is_empty();
+    if is_first {
+        set_admin_token(change, token).await?;
+    }
+    Ok(is_first)
+}
+
 /// Gives a new admin token; the earlier ones work until `earlier_until`.
 pub(super) async fn rotate_admin_token(
     change: &mut Change<'_>,

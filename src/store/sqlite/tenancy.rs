@@ -275,6 +275,18 @@ pub(super) fn set_admin_token(change: &mut Change<'_>, token: TokenHash) -> Resu
     insert_admin_token(change, token)
 }
 
+/// As [`set_admin_token`], unless there is one that works; whether it was set.
+pub(super) fn set_first_admin_token(
+    change: &mut Change<'_>,
+    token: TokenHash,
+) -> Result<bool, Stop> {
+    let is_first = list_admin_tokens(change.connection, change.now)?.is_empty();
+    if is_first {
+        set_admin_token(change, token)?;
+    }
+    Ok(is_first)
+}
+
 /// Gives a new admin token; the earlier ones work until `earlier_until`.
 pub(super) fn rotate_admin_token(
     change: &mut Change<'_>,

@@ -189,6 +189,13 @@ impl<'a> Change<'a> {
                 self.note(SERVER, Action::AdminTokenSet, about_token(token));
                 Ok(Reply::Done)
             }
+            Command::SetFirstAdminToken(token) => {
+                let is_first = tenancy::set_first_admin_token(self, token)?;
+                if is_first {
+                    self.note(SERVER, Action::AdminTokenSet, about_token(token));
+                }
+                Ok(Reply::IsFirst(is_first))
+            }
             Command::RotateAdminToken { token, earlier_until } => {
                 tenancy::rotate_admin_token(self, token, earlier_until)?;
                 self.note(SERVER, Action::AdminTokenRotate, about_token(token));

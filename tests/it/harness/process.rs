@@ -41,6 +41,11 @@ impl Process {
         line
     }
 
+    /// What came on its standard output together with the first line.
+    pub(super) fn came_with_first_line(&self) -> String {
+        String::from_utf8_lossy(self.stdout.buffer()).into_owned()
+    }
+
     pub(super) fn log(&self) -> String {
         String::from_utf8_lossy(&self.log.lock().unwrap()).into_owned()
     }

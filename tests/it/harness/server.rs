@@ -56,6 +56,7 @@ pub(crate) struct Builder {
     program: PathBuf,
     environment: Vec<(&'static str, OsString)>,
     tolerates_errors: bool,
+    has_admin_token: bool,
 }
 
 /// Who calls: kept when a server is started on a directory that another one has filled.
@@ -147,6 +148,20 @@ impl Builder {
         server
     }
 
+    /// Starts `rollcall serve` without an admin token in its settings; gives the one that it has made and printed, if any.
+    /// Nothing else is known of the server.
+    pub(crate) fn start_without_admin_token(mut self) -> (TestServer, Option<String>) {
+        self.has_admin_token = false;
+        let mut server = self.launch();
+        let welcome = server.process.came_with_first_line();
+        let printed = |line: &str| {
+            line.strip_prefix("admin token, shown only this once: ").map(str::to_owned)
+        };
+        let token = welcome.lines().find_map(printed);
+        token.as_deref().unwrap_or_default().clone_into(&mut server.admin_token);
+        (server, token)
+    }
+
     fn launch(self) -> TestServer {
         let mut process = self.spawn();
         let welcome = process.first_line();
@@ -173,7 +188,7 @@ impl Builder {
         program.envs(self.environment.iter().cloned()).arg(self.command);
         if self.command == "dev" {
             program.arg("--json");
-        } else {
+        } else if self.has_admin_token {
             program.env("ROLLCALL_ADMIN_TOKEN", ADMIN_TOKEN);
         }
         if !self.flags.iter().any(|flag| flag.starts_with("--listen=")) {
@@ -237,6 +252,7 @@ impl TestServer {
             program: env!("CARGO_BIN_EXE_rollcall").into(),
             environment: Vec::new(),
             tolerates_errors: false,
+            has_admin_token: true,
         }
     }
 
