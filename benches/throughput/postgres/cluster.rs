@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -31,6 +31,8 @@ const APPS_MAX: usize = 200;
 struct Node {
     child: Child,
     address: String,
+    /// A node that cannot say where it listens ends.
+    out: Option<BufReader<ChildStdout>>,
 }
 
 impl Drop for Node {
@@ -215,11 +217,11 @@ fn start_node(
         .stdout(Stdio::piped())
         .stderr(File::create(&log)?);
     let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-    let mut node = Node { child, address: String::new() };
+    let mut node = Node { child, address: String::new(), out: None };
     guard.ask::<()>(&protocol::Command::Guard { pid: node.child.id().try_into()? })?;
     let out = node.child.stdout.take().context("no standard output")?;
     let mut line = String::new();
-    BufReader::new(out).read_line(&mut line)?;
+    node.out.insert(BufReader::new(out)).read_line(&mut line)?;
     let (_, address) = line.trim().rsplit_once("http://").with_context(|| {
         let said = std::fs::read_to_string(&log).unwrap_or_default();
         format!("a node did not start: {said}")
