@@ -29,11 +29,12 @@ use crate::feed::Feed;
 use crate::http::Http;
 use crate::http::auth::AdminSetting;
 use crate::http::places::Places;
+use crate::http::request_rates::EXCHANGE_EVERY;
 use crate::http::tls::Tls;
 use crate::store::copy::Side;
 use crate::store::keyring::{Key, KeyId, Keyring};
 use crate::store::postgres::copying::PostgresSide;
-use crate::store::postgres::{self, Postgres, Target};
+use crate::store::postgres::{self, Postgres, RequestLevels, Target};
 use crate::store::sqlite::copying::SqliteSide;
 use crate::store::sqlite::retention::Retention;
 use crate::store::sqlite::{Embedded, Keys};
@@ -144,6 +145,14 @@ impl OpenStore {
         }
     }
 
+    /// Where nodes share their request rates; nowhere for one that is alone.
+    fn request_levels(&self) -> Option<RequestLevels> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Postgres(postgres) => Some(postgres.request_levels()),
+        }
+    }
+
     /// Takes part in the sending, once there is an engine to do it.
     fn start_node(&mut self, engine: &Arc<Engine>) -> anyhow::Result<()> {
         if let Self::Postgres(postgres) = self {
@@ -199,6 +208,9 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         build(&settings, store, open.lease(), Arc::clone(&clock), Arc::clone(&http), feed).await?;
     open.start_node(&engine)?;
     let connections = TaskTracker::new();
+    if let Some(levels) = open.request_levels().filter(|_| http.rates.is_limited()) {
+        share_rates(Arc::clone(&http), levels, stop.clone(), &connections).await;
+    }
     let proxies = settings.trusted_proxies.clone();
     let places = Arc::new(Places::new(settings.connections_per_address, proxies));
     let listening = http::listener::serve(
@@ -225,6 +237,37 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         stop,
         connections,
     })
+}
+
+/// Shares the request rates with other nodes: once before the first request is accepted, then until the stop. Requests
+/// themselves never wait for it.
+async fn share_rates(
+    http: Arc<Http>,
+    mut levels: RequestLevels,
+    stop: CancellationToken,
+    tasks: &TaskTracker,
+) {
+    exchange_rates(&http, &mut levels).await;
+    tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(EXCHANGE_EVERY) => {}
+            }
+            exchange_rates(&http, &mut levels).await;
+        }
+    });
+}
+
+async fn exchange_rates(http: &Http, levels: &mut RequestLevels) {
+    let spent = http.rates.begin_exchange();
+    match levels.exchange(&spent).await {
+        Ok(heard) => http.rates.end_exchange(heard.nodes, &heard.levels),
+        Err(error) => {
+            tracing::debug!(error = %error, "request rates not shared, trying again");
+            http.rates.fail_exchange();
+        }
+    }
 }
 
 /// Behind a trusted proxy the way to it is the operator's affair, on loopback nobody listens in.

@@ -45,3 +45,10 @@ INSERT INTO counts (name, count) SELECT 'shard/' || n, 0 FROM generate_series(0,
 
 -- In which order requests to subscribe arrived.
 CREATE SEQUENCE subscription_tickets;
+
+-- How much of its request rate a service has used up, over all nodes: the time at which that is made good, in microseconds
+-- since 1970 on the database's clock. Not logged: what is lost is at most a minute's worth of requests for each service.
+CREATE UNLOGGED TABLE request_levels (
+    service  UUID PRIMARY KEY,
+    empty_at BIGINT NOT NULL
+) WITH (fillfactor = 50);

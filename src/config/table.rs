@@ -322,7 +322,7 @@ pub static SETTINGS: [Setting; 35] = [
             "requests_per_minute",
             Kind::Number,
             "500",
-            "Requests that one service may make in a minute before it is answered 429. 0 is off.",
+            "Requests that one service may make in a minute before it is answered 429, over all nodes together. 0 is off.",
             LIMIT_RULE,
             "500",
         ),

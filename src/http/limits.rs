@@ -1,4 +1,4 @@
-//! The limits of HTTP, each with a name, the request rate of a service, and that of tokens that fail.
+//! The limits of HTTP, each with a name, and the rate of tokens that fail.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,7 +6,6 @@ use std::future::Future;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -58,8 +57,6 @@ pub const CONNECTIONS_MAX: usize = 4096;
 /// Addresses that are remembered for their failed tokens: a few megabytes. With fewer, an attacker with many
 /// addresses makes earlier ones forgotten sooner.
 const ADDRESSES_MAX: usize = 65_536;
-/// Requests between two clean-ups of the rates of services that have gone quiet.
-const PRUNE_EVERY: u32 = 16_384;
 
 /// Judges what can be judged from the head of a request alone.
 ///
@@ -235,43 +232,6 @@ async fn within_time<T>(
     }
 }
 
-/// How many requests each service may make.
-pub struct RequestRates {
-    limiter: Option<DefaultKeyedRateLimiter<ServiceId>>,
-    checks: AtomicU32,
-}
-
-impl fmt::Debug for RequestRates {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RequestRates")
-    }
-}
-
-impl RequestRates {
-    /// This many requests in a minute for each service; 0 is off.
-    #[must_use]
-    pub fn new(requests_per_minute: u32) -> Self {
-        let limiter = NonZeroU32::new(requests_per_minute)
-            .map(|rate| RateLimiter::dashmap(Quota::per_minute(rate)));
-        Self { limiter, checks: AtomicU32::new(0) }
-    }
-
-    /// Counts one request.
-    ///
-    /// # Errors
-    ///
-    /// 429: the service is over its rate.
-    pub fn check(&self, service: ServiceId) -> Result<(), ApiError> {
-        let Some(limiter) = &self.limiter else {
-            return Ok(());
-        };
-        if self.checks.fetch_add(1, Ordering::Relaxed) % PRUNE_EVERY == PRUNE_EVERY - 1 {
-            limiter.retain_recent();
-        }
-        check_rate(limiter, &service)
-    }
-}
-
 /// How many requests without a good token each address may make.
 pub struct FailedTokens {
     limit: Option<AddressLimit>,
@@ -345,10 +305,8 @@ fn check_rate<K: Clone + Eq + Hash>(
 #[cfg(test)]
 mod tests {
     use super::{
-        ADDRESSES_MAX, BODY_BYTES_MAX, FailedTokens, HEADER_BYTES_MAX, RequestRates, URI_BYTES_MAX,
-        check_head,
+        ADDRESSES_MAX, BODY_BYTES_MAX, FailedTokens, HEADER_BYTES_MAX, URI_BYTES_MAX, check_head,
     };
-    use crate::domain::id::ServiceId;
     use ::http::Request;
     use std::net::{IpAddr, Ipv4Addr};
 
@@ -406,18 +364,6 @@ mod tests {
         ] {
             coded(codings, 400);
         }
-    }
-
-    #[test]
-    fn a_service_over_its_rate_is_told_when_and_costs_no_other() {
-        let rates = RequestRates::new(2);
-        let [one, other] = [1, 2].map(|byte| ServiceId::from_bytes([byte; 16]));
-
-        assert!(rates.check(one).is_ok());
-        assert!(rates.check(one).is_ok());
-        assert_eq!(rates.check(one).unwrap_err().status.as_u16(), 429);
-        assert!(rates.check(other).is_ok());
-        assert!((0..1000).all(|_| RequestRates::new(0).check(one).is_ok()));
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod limits;
 pub mod listener;
 pub mod places;
 pub mod request_log;
+pub mod request_rates;
 pub mod tls;
 pub mod write_stall;
 
@@ -35,12 +36,13 @@ use crate::store::Read;
 use self::auth::{AdminSetting, Auth, TokenUses};
 use self::caller_address::CallerAddresses;
 use self::cors::Cors;
-use self::limits::{FailedTokens, RequestRates};
+use self::limits::FailedTokens;
+use self::request_rates::RequestRates;
 
 /// What an operator can set about HTTP, besides the address.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Requests of one service in a minute, over all its apps; 0 is off. Key `requests_per_minute`.
+    /// Requests of one service in a minute, over all its apps and all nodes; 0 is off. Key `requests_per_minute`.
     pub requests_per_minute: u32,
     /// Requests without a good token from one address in a minute; 0 is off. Key `failed_tokens_per_minute`.
     pub failed_tokens_per_minute: u32,
@@ -81,9 +83,9 @@ impl Http {
         uses: TokenUses,
     ) -> Self {
         Self {
+            rates: RequestRates::new(settings.requests_per_minute, Arc::clone(&clock)),
             auth: Auth::new(read, clock, tenancy_epoch, uses, settings.admin_token.clone()),
             addresses: CallerAddresses::new(settings.trusted_proxies.clone()),
-            rates: RequestRates::new(settings.requests_per_minute),
             failed_tokens: FailedTokens::new(settings.failed_tokens_per_minute),
             cors: Cors::new(&settings.cors_origins),
         }

@@ -23,6 +23,7 @@ mod overlay;
 mod ownership;
 mod progress;
 mod reader;
+mod request_levels;
 mod retention;
 mod secrets;
 mod session;
@@ -52,6 +53,7 @@ pub use self::nodes::Drain;
 use self::nodes::{Keeper, Keeping};
 use self::ownership::Ownership;
 use self::reader::{Broken, Reader};
+pub use self::request_levels::RequestLevels;
 use self::upkeep::Upkeep;
 use self::writer::Writer;
 use super::keyring::Keyring;
@@ -166,6 +168,12 @@ impl Postgres {
     #[must_use]
     pub fn lease(&self) -> Lease {
         self.lease.clone()
+    }
+
+    /// The way to the request levels that all nodes share.
+    #[must_use]
+    pub fn request_levels(&self) -> RequestLevels {
+        RequestLevels::new(self.target.clone())
     }
 
     /// Becomes a node: takes shards and hears of the others' commits from now on, and tells who listens to the store.
