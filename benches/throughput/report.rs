@@ -280,7 +280,8 @@ pub(crate) fn table(measured: &Figures, baseline: Option<&Figures>) -> String {
 
 /// Keys of the targets that were missed.
 pub(crate) fn missed(measured: &Figures) -> Vec<&'static str> {
-    let missed = |metric: &&'static Metric| metric.met(measured.get(metric.key).copied()) == Some(false);
+    let missed =
+        |metric: &&'static Metric| metric.met(measured.get(metric.key).copied()) == Some(false);
     metrics().filter(missed).map(|metric| metric.key).collect()
 }
 

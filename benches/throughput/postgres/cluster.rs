@@ -92,7 +92,10 @@ impl<'a> Cluster<'a> {
         let began = Instant::now();
         let fair = usize::from(SHARDS) / self.nodes.len();
         while self.held()?.iter().filter(|shards| shards.len() >= fair).count() < self.nodes.len() {
-            ensure!(began.elapsed() < BALANCE, "the nodes have not shared everything in {BALANCE:?}");
+            ensure!(
+                began.elapsed() < BALANCE,
+                "the nodes have not shared everything in {BALANCE:?}"
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
@@ -121,7 +124,8 @@ impl<'a> Cluster<'a> {
 
     fn app_in(&self, service: &str, shards: &[i16]) -> anyhow::Result<App> {
         let path = format!("/v1/admin/services/{service}/apps");
-        let body = json!({"name": "Bench", "scopes": ["events", "directory:read", "directory:write"]});
+        let body =
+            json!({"name": "Bench", "scopes": ["events", "directory:read", "directory:write"]});
         for _ in 0..APPS_MAX {
             let made = self.admin(&path, &body)?;
             let text = |name: &str| made["result"][name].as_str().map(str::to_owned);

@@ -167,12 +167,7 @@ impl Run<'_> {
     }
 
     /// A low rate; driver and receiver in one process, so that one clock serves both.
-    fn latency(
-        &mut self,
-        cluster: &Cluster<'_>,
-        first: u32,
-        what: &str,
-    ) -> anyhow::Result<Paced> {
+    fn latency(&mut self, cluster: &Cluster<'_>, first: u32, what: &str) -> anyhow::Result<Paced> {
         let mut both = Helper::start()?;
         let Listening { port } = both.ask(&Command::Listen { threads: 1 })?;
         cluster.subscribe(port)?;

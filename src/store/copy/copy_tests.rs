@@ -240,6 +240,10 @@ impl Random {
         usize::try_from(self.next() % limit as u64).unwrap()
     }
 
+    fn within(&mut self, first: i64, last: i64) -> i64 {
+        first + i64::try_from(self.next() % (last - first + 1).cast_unsigned()).unwrap()
+    }
+
     fn number(&mut self) -> i64 {
         match self.below(4) {
             0 => [i64::MIN, i64::MAX, 0, -1, 1][self.below(5)],
@@ -275,8 +279,8 @@ impl Random {
                 Value::Bytes(self.bytes(len))
             }
             (_, Kind::Long) => Value::Number(self.number()),
-            (_, Kind::Int) => Value::Number(i64::from(i32::MIN) + i64::from(self.next() as u32)),
-            (_, Kind::Small) => Value::Number(i64::from(self.next() as i16)),
+            (_, Kind::Int) => Value::Number(self.within(i32::MIN.into(), i32::MAX.into())),
+            (_, Kind::Small) => Value::Number(self.within(i16::MIN.into(), i16::MAX.into())),
             (_, Kind::Flag) => Value::Number(i64::from(self.next() & 1 == 1)),
             (_, Kind::Text) if column == "contacts.email" || column.ends_with(".key") => {
                 Value::Text(format!("{}{unique}", self.text()))
@@ -348,7 +352,7 @@ async fn rows_of_every_shape_are_the_same_on_every_side() {
         Place::directory(),
     ];
     let first = copied(&places[0], &places[1]).await;
-    assert!(first.iter().all(|table| table.rows as usize > ROWS / 2 && table.checksum.len() == 64));
+    assert!(first.iter().all(|table| table.rows > ROWS as u64 / 2 && table.checksum.len() == 64));
 
     for (from, to) in places.iter().skip(1).zip(places.iter().skip(2)) {
         assert_eq!(copied(from, to).await, first);
@@ -664,7 +668,7 @@ async fn tickets_and_numbers_of_the_audit_log_go_on() {
     assert!(served.store().write.take_ticket().await.unwrap() > 417);
     let query = crate::store::rows::AuditQuery { limit: 10, ..Default::default() };
     let numbers = async |of| {
-        let page = served.store().read.list_audit(of, query.clone()).await.unwrap().unwrap();
+        let page = served.store().read.list_audit(of, query).await.unwrap().unwrap();
         page.entries.iter().map(|entry| entry.number).collect::<Vec<_>>()
     };
     let server = ServiceId::from_bytes([0; 16]);
