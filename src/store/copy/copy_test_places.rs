@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::super::Side;
-use super::super::tables::{Kind, TABLES, Table, Value};
 use crate::domain::clock::SystemClock;
+use crate::store::copy::Side;
+use crate::store::copy::tables::{Kind, TABLES, Table, Value};
 use crate::store::keyring::{Key, Keyring};
 use crate::store::postgres::copying::PostgresSide;
 use crate::store::postgres::test_database::TestDatabase;
