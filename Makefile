@@ -99,6 +99,18 @@ fuzz: ## Fuzz the parsers that see bytes from outside, each for SECONDS (600): m
 bench-lookups: ## Measure whether look-ups tell that an id exists in another service (20 seconds)
 	$(CARGO) bench --bench throughput --locked -- --only lookups
 
+# A server of its own on the disk of target/, with everything on that keeps a commit, set as docs/operations.md says.
+# BENCH_POSTGRES_URL names another one.
+POSTGRES_SETTINGS = -c shared_buffers=512MB -c max_wal_size=8GB -c checkpoint_timeout=15min -c wal_compression=lz4 \
+	-c autovacuum_naptime=10s -c autovacuum_vacuum_cost_limit=2000
+
+.PHONY: bench-postgres
+bench-postgres: ## Measure group commit, and one, two and three nodes, on a durable PostgreSQL (six minutes)
+	mkdir -p target/postgres && chmod 755 target target/postgres
+	TMPDIR=$(CURDIR)/target/postgres POSTGRES_URL_NAME=BENCH_POSTGRES_URL POSTGRES_DURABLE=1 \
+		POSTGRES_OPTIONS="$(POSTGRES_SETTINGS)" \
+		tests/postgres/with_server.sh env -u TMPDIR $(CARGO) bench --bench throughput --locked -- --only groups --only nodes
+
 .PHONY: bench-isolation bench-refusing bench-backlog bench-idle
 bench-isolation: ## Measure 10,000 subscriptions of which a tenth hang, refuse or fail (two minutes)
 	$(CARGO) bench --bench throughput --locked -- --only isolation

@@ -37,6 +37,7 @@ type Wire = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
 pub(crate) struct Line {
     sender: http1::SendRequest<Full<Bytes>>,
     wire: Wire,
+    address: String,
     headers: HeaderMap,
     path: Uri,
     /// With scheme and authority, for [`Line::pooled`].
@@ -55,7 +56,8 @@ impl Line {
         headers.insert(CONTENT_TYPE, json);
         let path = target.path.parse()?;
         let whole = format!("http://{}{}", target.address, target.path).parse()?;
-        let mut line = Self { sender, wire, headers, path, whole, template: Template::new() };
+        let (address, template) = (target.address.clone(), Template::new());
+        let mut line = Self { sender, wire, address, headers, path, whole, template };
         line.identify(&target.token)?;
         Ok(line)
     }
@@ -214,8 +216,8 @@ fn drive_thread(run: &Arc<Run>, index: usize) -> anyhow::Result<Driven> {
     runtime.block_on(async {
         let mut lines = JoinSet::new();
         let pool = pool();
-        for _ in (index..run.drive.connections).step_by(run.drive.threads) {
-            lines.spawn(drive_line(run.clone(), pool.clone()));
+        for number in (index..run.drive.connections).step_by(run.drive.threads) {
+            lines.spawn(drive_line(run.clone(), pool.clone(), number));
         }
         let mut driven = Driven::default();
         let all = async {
@@ -236,11 +238,13 @@ fn drive_thread(run: &Arc<Run>, index: usize) -> anyhow::Result<Driven> {
 }
 
 /// One connection until the time is over or something fails; with what failed.
-async fn drive_line(run: Arc<Run>, pool: Pool) -> (u32, Option<String>) {
+async fn drive_line(run: Arc<Run>, pool: Pool, number: usize) -> (u32, Option<String>) {
     let mut finished = 0;
     let work = run.drive.work;
     let attempt = async {
-        let mut line = Line::open(&run.drive.target).await?;
+        let targets = &run.drive.targets;
+        let target = targets.get(number % targets.len().max(1)).context("no target")?;
+        let mut line = Line::open(target).await?;
         let until = Instant::now() + Duration::from_millis(run.drive.run_ms);
         while Instant::now() < until && !run.stop.load(Relaxed) {
             let number = run.next.fetch_add(1, Relaxed);
@@ -277,8 +281,8 @@ pub(crate) fn pace(pace: &Pace, ledger: &Arc<Ledger>) -> anyhow::Result<Paced> {
 async fn paced(pace: &Pace, ledger: &Arc<Ledger>) -> anyhow::Result<Paced> {
     let mut idle = Vec::new();
     ensure!(!pace.targets.is_empty(), "no target");
-    for _ in 0..pace.connections {
-        idle.push(Line::open(&pace.targets[0]).await?);
+    for target in pace.targets.iter().cycle().take(pace.connections) {
+        idle.push(Line::open(target).await?);
     }
     let mut targets = pace.targets.iter().cycle();
     let mut busy = JoinSet::new();
@@ -292,12 +296,12 @@ async fn paced(pace: &Pace, ledger: &Arc<Ledger>) -> anyhow::Result<Paced> {
         while let Some(done) = busy.try_join_next() {
             idle.extend(result.note(done?));
         }
-        let Some(mut line) = idle.pop() else {
-            bail!("all {} connections still wait for an answer", pace.connections);
+        let target = targets.next().context("no target")?;
+        let Some(free) = idle.iter().rposition(|line| line.address == target.address) else {
+            bail!("all connections to {} still wait for an answer", target.address);
         };
-        if let Some(target) = targets.next() {
-            line.aim(target)?;
-        }
+        let mut line = idle.swap_remove(free);
+        line.aim(target)?;
         let number = pace.first + index;
         let at = ledger.start_clock(number);
         let late = at.saturating_sub(began_ns + planned);

@@ -23,8 +23,8 @@ pub(crate) const ROLE: &str = "--helper";
 /// How often the receiver looks whether all has arrived.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// The server, which must not outlive the parent of this process. A descriptor, not a number that may be used again.
-type Guarded = Arc<Mutex<Option<OwnedFd>>>;
+/// Servers that must not outlive the parent of this process. Descriptors, not numbers that may be used again.
+type Guarded = Arc<Mutex<Vec<OwnedFd>>>;
 
 /// Does what the parent says until it says no more.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -51,8 +51,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
 }
 
 fn end(guarded: &Guarded) {
-    let server = guarded.lock().ok().and_then(|mut kept| kept.take());
-    if let Some(server) = server {
+    let servers = guarded.lock().map(|mut kept| std::mem::take(&mut *kept)).unwrap_or_default();
+    for server in servers {
         // It has usually ended long ago, and then there is nothing to end.
         pidfd_send_signal(server, Signal::KILL).ok();
     }
@@ -73,7 +73,7 @@ fn obey(
             let pid = Pid::from_raw(pid).context("not a process id")?;
             let server = pidfd_open(pid, PidfdFlags::empty())?;
             if let Ok(mut kept) = guarded.lock() {
-                *kept = Some(server);
+                kept.push(server);
             }
             serde_json::to_value(())
         }

@@ -98,6 +98,8 @@ enum Part {
     Idle,
     /// The group commit on a PostgreSQL, and a queue that workers claim from; about 30 seconds.
     Groups,
+    /// One, two and three nodes on a PostgreSQL; about five minutes.
+    Nodes,
     /// Look-ups of ids that another service has, and of ids that nobody has; about 20 seconds.
     Lookups,
 }
@@ -196,6 +198,11 @@ fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
                     Part::Five => bench.five(program, limit)?,
                     Part::Latency => bench.latency(program)?,
                     Part::Groups => postgres::measure(options.quick)?,
+                    Part::Nodes => {
+                        let place = directory.join(format!("{part:?}{name}-{round}"));
+                        let (quick, faults) = (options.quick, &mut bench.faults);
+                        postgres::nodes::measure(program, &place, quick, faults)?
+                    }
                     Part::Lookups => {
                         let place = directory.join(format!("{part:?}{name}-{round}"));
                         let (arguments, faults) = (&options.server_arg, &mut bench.faults);

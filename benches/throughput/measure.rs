@@ -215,7 +215,7 @@ impl Bench {
         let target = server.target()?;
         // The first requests open connections and fill caches.
         let warm_up = Drive {
-            target: target.clone(),
+            targets: vec![target.clone()],
             work: Work::Create,
             threads: 1,
             connections: 4,
@@ -350,7 +350,7 @@ impl Bench {
         first: u32,
     ) -> anyhow::Result<Driven> {
         let driven: Driven = self.driver.ask(&Command::Drive(Drive {
-            target: target.clone(),
+            targets: vec![target.clone()],
             work,
             threads: self.threads,
             connections: self.connections,

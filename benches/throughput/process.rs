@@ -10,14 +10,43 @@ const TICKS: f64 = 100.0;
 
 /// User and system time of a process with all its threads, in seconds.
 pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    Ok((field(pid, 14)? + field(pid, 15)?) / TICKS)
+}
+
+/// A number of `/proc/<pid>/stat`, counted as `proc(5)` does.
+fn field(pid: u32, field: usize) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, in brackets, may hold blanks; what follows it is counted from the state, field 3.
     let rest = &stat[stat.rfind(')').context("no name")? + 1..];
-    let ticks = |field: usize| -> anyhow::Result<f64> {
-        let text = rest.split_ascii_whitespace().nth(field - 3);
-        Ok(text.context("too short")?.parse()?)
-    };
-    Ok((ticks(14)? + ticks(15)?) / TICKS)
+    let text = rest.split_ascii_whitespace().nth(field - 3);
+    Ok(text.context("too short")?.parse()?)
+}
+
+/// The process that started this one.
+pub(crate) fn parent(pid: u32) -> anyhow::Result<u32> {
+    let parent = field(pid, 4)?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the number of a process"
+    )]
+    Ok(parent as u32)
+}
+
+/// User and system time of a process and of all that it ever started, in seconds.
+pub(crate) fn family_cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    // Those that have ended are counted with it (fields 16 and 17).
+    let mut sum = cpu_seconds(pid)? + (field(pid, 16)? + field(pid, 17)?) / TICKS;
+    for entry in fs::read_dir("/proc")? {
+        let Some(child) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // One may end meanwhile.
+        if parent(child).is_ok_and(|of| of == pid) {
+            sum += cpu_seconds(child).unwrap_or_default();
+        }
+    }
+    Ok(sum)
 }
 
 /// CPU time that anything on the machine has used since it started, in seconds.

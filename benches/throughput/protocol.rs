@@ -22,7 +22,7 @@ pub(crate) enum Command {
         /// Threads that serve connections.
         threads: usize,
     },
-    /// End this process (the server) should the parent die; answered with `null`.
+    /// End this process (a server) should the parent die; answered with `null`.
     Guard {
         /// The server.
         pid: i32,
@@ -102,7 +102,8 @@ impl Work {
 /// As many requests as can be in a time.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Drive {
-    pub(crate) target: Target,
+    /// Where the requests go; each connection has one of these, in turns.
+    pub(crate) targets: Vec<Target>,
     pub(crate) work: Work,
     /// Threads that drive connections.
     pub(crate) threads: usize,
@@ -129,7 +130,7 @@ pub(crate) struct Driven {
 /// Creates at a fixed rate.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Pace {
-    /// Where they go, in turns.
+    /// Where they go, in turns; the connections are shared out among their addresses.
     pub(crate) targets: Vec<Target>,
     pub(crate) connections: usize,
     pub(crate) per_second: u32,

@@ -27,6 +27,44 @@ const fn row(key: &'static str, label: &'static str, unit: &'static str, digits:
     Metric { key, label, unit, digits, target: Target::None }
 }
 
+/// The rows of so many nodes and services.
+macro_rules! of_nodes {
+    ($key:literal, $label:literal) => {
+        [
+            row(concat!("nodes_", $key, "_accepted_per_s"), concat!($label, ": accepted"), "/s", 0),
+            row(concat!("nodes_", $key, "_delivered_per_s"), "  delivered", "/s", 0),
+            row(concat!("nodes_", $key, "_life_per_s"), "  create, edit, edit, delete", "/s", 0),
+            row(concat!("nodes_", $key, "_p50_ms"), "  100/s: sent to notified, p50", "ms", 2),
+            row(concat!("nodes_", $key, "_p99_ms"), "  p99", "ms", 2),
+            row(concat!("nodes_", $key, "_cpu"), "  CPU of the nodes, per 1,000 events", "s", 4),
+            row(concat!("nodes_", $key, "_cpu_db"), "  CPU of PostgreSQL, per 1,000", "s", 4),
+            row(concat!("nodes_", $key, "_log_bytes"), "  its log, per event", "B", 0),
+            row(concat!("nodes_", $key, "_hwm"), "  the most of a node's memory", "MiB", 1),
+            row(concat!("nodes_", $key, "_others"), "  CPU that others used", "%", 1),
+        ]
+    };
+}
+
+static NODE_METRICS: [[Metric; 10]; 6] = [
+    of_nodes!("1_1", "1 node, 1 service"),
+    of_nodes!("2_1", "2 nodes, 1 service"),
+    of_nodes!("3_1", "3 nodes, 1 service"),
+    of_nodes!("1_3", "1 node, 3 services"),
+    of_nodes!("2_3", "2 nodes, 3 services"),
+    of_nodes!("3_3", "3 nodes, 3 services"),
+];
+
+/// The keys of those rows: one, two and three nodes with one service, then with three.
+pub(crate) static NODE_KEYS: std::sync::LazyLock<[[&str; 10]; 6]> =
+    std::sync::LazyLock::new(|| {
+        std::array::from_fn(|of| std::array::from_fn(|at| NODE_METRICS[of][at].key))
+    });
+
+/// Every row, in the order in which they are shown.
+fn metrics() -> impl Iterator<Item = &'static Metric> {
+    METRICS.iter().chain(NODE_METRICS.iter().flatten())
+}
+
 static METRICS: &[Metric] = &[
     row("bare_per_s", "bare HTTP limit: requests", "/s", 0),
     row("bare_cpu", "  CPU of both ends, per 1,000", "s", 4),
@@ -196,7 +234,7 @@ impl Metric {
 /// The middle of each figure over all rounds.
 pub(crate) fn medians(rounds: &[Figures]) -> Figures {
     let mut medians = Figures::new();
-    for metric in METRICS {
+    for metric in metrics() {
         let figures = rounds.iter().filter_map(|round| round.get(metric.key));
         let mut figures: Vec<f64> = figures.copied().collect();
         figures.sort_by(f64::total_cmp);
@@ -214,7 +252,7 @@ pub(crate) fn table(measured: &Figures, baseline: Option<&Figures>) -> String {
         text += &format!("{:>12}{:>8}", "baseline", "ratio");
     }
     text += &format!("{:>12}\n", "target");
-    for metric in METRICS {
+    for metric in metrics() {
         let figure = measured.get(metric.key).copied();
         if figure.is_none() {
             continue;
@@ -242,8 +280,9 @@ pub(crate) fn table(measured: &Figures, baseline: Option<&Figures>) -> String {
 
 /// Keys of the targets that were missed.
 pub(crate) fn missed(measured: &Figures) -> Vec<&'static str> {
-    let missed = |metric: &&Metric| metric.met(measured.get(metric.key).copied()) == Some(false);
-    METRICS.iter().filter(missed).map(|metric| metric.key).collect()
+    let missed =
+        |metric: &&'static Metric| metric.met(measured.get(metric.key).copied()) == Some(false);
+    metrics().filter(missed).map(|metric| metric.key).collect()
 }
 
 /// The figures, rounded to what is worth reading.

@@ -140,29 +140,8 @@ impl Server {
         address.context("the base URL is not http")
     }
 
-    /// One request on a connection of its own.
     fn ask(&self, method: &str, path: &str, token: &str, body: &Value) -> anyhow::Result<Value> {
-        let address = self.address()?;
-        let request = http::Request::builder()
-            .method(method)
-            .uri(path)
-            .header(http::header::HOST, address)
-            .header(http::header::AUTHORIZATION, format!("Bearer {token}"))
-            .body(Full::new(Bytes::from(body.to_string())))?;
-        let exchange = async {
-            let stream = tokio::net::TcpStream::connect(address).await?;
-            let io = TokioIo::new(stream);
-            let (mut sender, wire) = hyper::client::conn::http1::handshake(io).await?;
-            let wire = tokio::spawn(wire);
-            let answer = sender.send_request(request).await?;
-            let status = answer.status();
-            let answer = answer.into_body().collect().await?.to_bytes();
-            wire.abort();
-            let text = String::from_utf8_lossy(&answer);
-            ensure!(status.is_success(), "{method} {path}: {status} {text}");
-            Ok(serde_json::from_slice(&answer)?)
-        };
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(exchange)
+        ask(self.address()?, method, path, token, body)
     }
 
     /// SIGKILL, as at a crash.
@@ -172,17 +151,8 @@ impl Server {
 
     /// Asks the server to stop and waits until it has.
     pub(crate) fn stop(mut self) -> anyhow::Result<Duration> {
-        let began = Instant::now();
-        let pid = Pid::from_raw(self.pid().try_into()?).context("not a process id")?;
-        kill_process(pid, Signal::TERM)?;
-        while began.elapsed() < STOP {
-            if let Some(status) = self.child.try_wait()? {
-                ensure!(status.success(), "the server ended with {status}: {}", self.log());
-                return Ok(began.elapsed());
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        bail!("the server did not stop within {STOP:?}: {}", self.log())
+        let stopped = stop(&mut self.child);
+        stopped.with_context(|| format!("the server's log: {}", self.log()))
     }
 }
 
@@ -203,4 +173,49 @@ impl Welcome {
             app_token: String::new(),
         }
     }
+}
+
+/// One request on a connection of its own.
+pub(crate) fn ask(
+    address: &str,
+    method: &str,
+    path: &str,
+    token: &str,
+    body: &Value,
+) -> anyhow::Result<Value> {
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header(http::header::HOST, address)
+        .header(http::header::AUTHORIZATION, format!("Bearer {token}"))
+        .body(Full::new(Bytes::from(body.to_string())))?;
+    let exchange = async {
+        let stream = tokio::net::TcpStream::connect(address).await?;
+        let io = TokioIo::new(stream);
+        let (mut sender, wire) = hyper::client::conn::http1::handshake(io).await?;
+        let wire = tokio::spawn(wire);
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        let answer = answer.into_body().collect().await?.to_bytes();
+        wire.abort();
+        let text = String::from_utf8_lossy(&answer);
+        ensure!(status.is_success(), "{method} {path}: {status} {text}");
+        Ok(serde_json::from_slice(&answer)?)
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(exchange)
+}
+
+/// Asks a server to stop and waits until it has.
+pub(crate) fn stop(server: &mut Child) -> anyhow::Result<Duration> {
+    let began = Instant::now();
+    let pid = Pid::from_raw(server.id().try_into()?).context("not a process id")?;
+    kill_process(pid, Signal::TERM)?;
+    while began.elapsed() < STOP {
+        if let Some(status) = server.try_wait()? {
+            ensure!(status.success(), "a server ended with {status}");
+            return Ok(began.elapsed());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    bail!("a server did not stop within {STOP:?}")
 }

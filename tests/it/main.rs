@@ -37,6 +37,7 @@ mod nodes_store;
 mod nodes_tls;
 mod secrets_at_rest;
 mod store_copy;
+mod store_copy_killed;
 mod store_disk_faults;
 mod store_disk_full;
 mod store_power_cut;

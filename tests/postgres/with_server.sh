@@ -5,12 +5,17 @@
 # started in a directory of its own, on a free port of 127.0.0.1, and both go away with this script, however it ends.
 # PostgreSQL's programs come from TEST_POSTGRES_BIN, else from Debian's package, which is installed when it is missing.
 #
+# For a benchmark POSTGRES_URL_NAME names another variable for the URL (BENCH_POSTGRES_URL), POSTGRES_DURABLE=1 leaves
+# everything on that keeps a commit, POSTGRES_OPTIONS adds options (-c name=value), and the directory is made in TMPDIR.
+#
 #   tests/postgres/with_server.sh --programs    prints the directory of those programs
 set -euo pipefail
 
 # Where Debian puts each version (elsewhere only to try what happens without them), and the package that brings the newest.
 debian=${TEST_POSTGRES_DEBIAN_DIR:-/usr/lib/postgresql}
 package=postgresql
+
+url_name=${POSTGRES_URL_NAME:-TEST_POSTGRES_URL}
 
 fail() {
     echo "$0: $1" >&2
@@ -87,10 +92,13 @@ start() {
     for _ in 1 2 3 4 5 6 7 8; do
         # Below the ports that systems give to outgoing connections.
         port=$((20000 + RANDOM % 12000))
-        # Nothing here outlives the tests, so nothing is made safe against a loss of power. Tests run side by side, several
-        # nodes each.
-        options="-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories='' -c max_connections=400 \
--c fsync=off -c full_page_writes=off -c max_wal_size=2GB -c autovacuum_naptime=5s"
+        # Tests run side by side, several nodes each.
+        options="-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories='' -c max_connections=400"
+        # Nothing of a test outlives it, so nothing is made safe against a loss of power.
+        if [ -z "${POSTGRES_DURABLE:-}" ]; then
+            options+=" -c fsync=off -c full_page_writes=off -c max_wal_size=2GB -c autovacuum_naptime=5s"
+        fi
+        options+=" ${POSTGRES_OPTIONS:-}"
         if as_user "$bin/pg_ctl" start --silent --wait --timeout=60 --pgdata="$dir/data" --log="$dir/log" \
             --options="$options" > /dev/null 2>&1 3>&-; then
             return
@@ -99,7 +107,7 @@ start() {
         : > "$dir/log"
     done
     tail -n 20 "$dir/log" >&2
-    fail "PostgreSQL does not start, its log is above: correct that, or name a running server in TEST_POSTGRES_URL"
+    fail "PostgreSQL does not start, its log is above: correct that, or name a running server in $url_name"
 }
 
 case ${1:-} in
@@ -107,7 +115,7 @@ case ${1:-} in
     --clean-up) clean_up "$2" "$3"; exit ;;
     '' | -*) fail "say which command to run, for example: $0 cargo test --locked" ;;
 esac
-if [ -n "${TEST_POSTGRES_URL:-}" ]; then
+if [ -n "${!url_name:-}" ]; then
     exec "$@"
 fi
 
@@ -132,7 +140,7 @@ fi
 start "$dir" "$bin"
 
 status=0
-TEST_POSTGRES_URL="postgres://rollcall@127.0.0.1:$port/postgres" "$@" 3>&- || status=$?
+env "$url_name=postgres://rollcall@127.0.0.1:$port/postgres" "$@" 3>&- || status=$?
 exec 3>&-
 wait "$cleaner" || true
 exit "$status"

@@ -2,7 +2,9 @@
 //! everything on that keeps a commit. Each has a database of its own.
 
 mod claims;
+mod cluster;
 mod group_commit;
+pub(crate) mod nodes;
 
 use std::time::Duration;
 

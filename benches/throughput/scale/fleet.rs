@@ -89,7 +89,8 @@ impl Fleet {
             Order::Drive { at, service, run_ms, first } => {
                 let (target, connections) = (self.target(&at, service)?, CONNECTIONS);
                 let work = Work::Create;
-                let drive = Drive { target, work, threads: 1, connections, run_ms, first };
+                let targets = vec![target];
+                let drive = Drive { targets, work, threads: 1, connections, run_ms, first };
                 return Ok(serde_json::to_value(driver::drive(drive)?)?);
             }
             Order::Fill { at, service, first, contacts, edits } => {

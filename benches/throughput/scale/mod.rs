@@ -52,7 +52,9 @@ pub(crate) fn measure(
         Part::Refusing => refusing::measure(&mut stage)?,
         Part::Backlog => backlog::measure(&mut stage)?,
         Part::Idle => idle::measure(&mut stage)?,
-        Part::One | Part::Five | Part::Latency | Part::Groups | Part::Lookups => Figures::new(),
+        Part::One | Part::Five | Part::Latency | Part::Groups | Part::Nodes | Part::Lookups => {
+            Figures::new()
+        }
     };
     let found = std::mem::take(&mut stage.faults);
     drop(stage);

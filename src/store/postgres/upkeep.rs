@@ -1,4 +1,5 @@
-//! Removes what is no longer needed, in slices small enough that no group waits long behind one. One node does it.
+//! Removes what is no longer needed, in slices small enough that no group waits long behind one. One node does it. It also
+//! tells the planner when a table has grown out of what was known of it.
 //!
 //! Each step is a transaction of its own. Most remove rows that nobody else locks at the moment and wait for nobody, so
 //! they need no place in the order of locks; those that touch a service lock it first.
@@ -22,6 +23,16 @@ const SLICE_AUDIT_ROWS: u64 = 200;
 const OLD_GROUPS: &str = "at < (extract(epoch FROM now()) * 1000)::bigint - $2";
 /// How long the id of a transaction is kept. Who does not know its end finds out within seconds.
 const GROUP_AGE: Timestamp = Timestamp::from_millis(3_600_000);
+
+/// Rows by which a table may grow before the planner is told for the first time; afterwards when it is three times as
+/// long. Autovacuum looks once a minute. Until then a plan made for an empty table stays in use, and of two indexes that
+/// begin with the service such a plan may take the one that then reads the whole roll for each look-up: measured, 2,800
+/// creates per second in place of 9,000.
+const GROWN_ROWS: i64 = 500;
+/// Tables of which more than one index begins with the service.
+const GROWING: &str = "SELECT s.relname::text FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid \
+     JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = current_schema() \
+     AND s.relname IN ('contacts', 'failed_attempts') AND s.n_live_tup > $1 + 2 * greatest(c.reltuples, 0)::bigint";
 
 /// Where upkeep stands between two slices.
 #[derive(Debug)]
@@ -56,6 +67,7 @@ impl Upkeep {
         now: Timestamp,
     ) -> Result<Slice, Stop> {
         let full = Slice { removed: true, ..Slice::default() };
+        tell_planner(client).await?;
         if remove_hidden(client).await? {
             return Ok(full);
         }
@@ -89,6 +101,16 @@ impl Upkeep {
         self.audit_position = removed.position;
         Ok(Slice { removed: removed.rows > 0, ..Slice::default() })
     }
+}
+
+/// Lets plans be made anew for tables that have grown.
+async fn tell_planner(client: &ClientWrapper) -> Result<(), Stop> {
+    for row in query(client, GROWING, &[&GROWN_ROWS]).await? {
+        let table: &str = column(&row, 0)?;
+        // Whoever has it locked does the same, or the next slice does.
+        client.batch_execute(&format!("ANALYZE (SKIP_LOCKED) {table}")).await?;
+    }
+    Ok(())
 }
 
 /// Ends the transaction of a step.

@@ -242,3 +242,44 @@ async fn upkeep_finds_what_is_over_without_looking_at_every_row() {
         assert!(plan.contains("Index") && !plan.contains("Seq Scan"), "{query}: {plan}");
     }
 }
+
+#[tokio::test]
+async fn plans_that_were_made_for_an_empty_table_end_when_it_has_grown() {
+    let stage = Stage::new().await;
+    let service = stage.service().await;
+    let look_up = "PREPARE look_up (uuid[], text[]) AS \
+         SELECT c.contact FROM unnest($1, $2) AS k (service, email) \
+         JOIN contacts c ON c.service = k.service AND c.email = k.email";
+    stage.sql("SET plan_cache_mode = force_generic_plan").await;
+    stage.sql(look_up).await;
+    let plan = async || {
+        let sql = format!("EXPLAIN EXECUTE look_up ('{{{}}}', '{{x}}')", service.uuid());
+        let rows = stage.client.query(&sql, &[]).await.unwrap();
+        rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>().join(" ")
+    };
+    assert!(!plan().await.contains("contacts_email"), "nothing is to be mended any more");
+    let fill = async |from: i64| {
+        let sql = "INSERT INTO contacts SELECT $1, gen_random_uuid(), 1, 1, 1, 'a' || n, NULL, 'a', '{}' \
+             FROM generate_series($2::bigint, $2 + 2999) n";
+        stage.client.execute(sql, &[&service.uuid(), &from]).await.unwrap();
+        stage.sql("SELECT pg_stat_force_next_flush()").await;
+    };
+    let known = async || {
+        let sql = "SELECT reltuples::bigint FROM pg_class WHERE oid = 'contacts'::regclass";
+        stage.client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    let mut upkeep = Upkeep::new(Retention::FOREVER);
+
+    fill(0).await;
+    run(&stage, &mut upkeep, NOW).await;
+
+    assert_eq!(known().await, 3000);
+    assert!(plan().await.contains("contacts_email"), "{}", plan().await);
+    // Not again and again: it would make every plan anew each time.
+    fill(3000).await;
+    run(&stage, &mut upkeep, NOW).await;
+    assert_eq!(known().await, 3000);
+    fill(6000).await;
+    run(&stage, &mut upkeep, NOW).await;
+    assert_eq!(known().await, 9000);
+}
