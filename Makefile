@@ -60,6 +60,15 @@ CUTS ?= 1000
 power-cut: ## Cut the power CUTS times (1000) in a simulation of the disk; nothing acknowledged may be lost
 	ROLLCALL_TEST_CUTS=$(CUTS) $(LONG_TEST) store_power_cut::
 
+NODE_KILLS ?= 20
+# How long the sessions of all nodes are ended every 200 ms.
+TERMINATE ?= 60
+
+.PHONY: nodes-failures
+nodes-failures: ## Kill and stop nodes NODE_KILLS times (20), kill PostgreSQL, cut the way to it, fail over; nothing may be lost
+	ROLLCALL_TEST_NODE_KILLS=$(NODE_KILLS) ROLLCALL_TEST_TERMINATE_SECONDS=$(TERMINATE) \
+	tests/postgres/with_server.sh $(CARGO) test --test it --locked -- nodes_failures nodes_database --nocapture --test-threads=1
+
 FAULTS ?= 200
 
 .PHONY: disk-faults

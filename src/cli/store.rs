@@ -45,9 +45,10 @@ pub(super) async fn run(command: StoreCommand) -> anyhow::Result<()> {
     shown.end();
     let copied = copied?;
     let (tables, said) = match &copied.outcome {
-        CopyOutcome::Copied(tables) => {
-            (tables.as_slice(), "counts and checksums of both sides are equal; the source is sealed")
-        }
+        CopyOutcome::Copied(tables) => (
+            tables.as_slice(),
+            "counts and checksums of both sides are equal; the source is sealed",
+        ),
         CopyOutcome::EndedBefore => {
             (&[][..], "this copy had ended before, nothing was done; the source is sealed")
         }

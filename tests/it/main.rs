@@ -30,6 +30,8 @@ mod harness_postgres;
 mod hostile_callers;
 mod leaks;
 mod listener_tls;
+mod nodes_database;
+mod nodes_failures;
 mod nodes_limits;
 mod nodes_store;
 mod nodes_tls;

@@ -21,9 +21,9 @@ use crate::store::keyring::{Key, Keyring};
 use crate::store::postgres::copying::PostgresSide;
 use crate::store::postgres::test_database::TestDatabase;
 use crate::store::postgres::{Options, Postgres};
+use crate::store::retention::Retention;
 use crate::store::sqlite::copying::SqliteSide;
 use crate::store::sqlite::{Embedded, Keys};
-use crate::store::retention::Retention;
 use crate::store::{Error, Store};
 
 /// Rows of each table of a filled store, in more than one page.
@@ -51,7 +51,7 @@ const NULLABLE: [&str; 17] = [
 /// Columns of PostgreSQL's tables that follow from the rest.
 const MADE_ANEW: [&str; 2] = ["services.extension_next", "services.audit_at"];
 /// Tables that follow from the rest, or are of one back end only.
-const NOT_COPIED: [&str; 9] = [
+const NOT_COPIED: [&str; 11] = [
     "meta",
     "emails",
     "recent_emails_0",
@@ -59,7 +59,9 @@ const NOT_COPIED: [&str; 9] = [
     "counts",
     "free_extensions",
     "groups",
+    "lane_conditions",
     "nodes",
+    "request_levels",
     "schema_version",
 ];
 
@@ -264,10 +266,9 @@ impl Random {
             // Each but a few of them, from the lowest on.
             ("contacts.extension", _) => Value::Number(100 + i64::try_from(unique).unwrap()),
             // Keys, of which some share their beginning.
-            (_, Kind::Id) if column.ends_with(".service") => Value::Bytes(vec![
-                u8::try_from(unique % 3).unwrap();
-                16
-            ]),
+            (_, Kind::Id) if column.ends_with(".service") => {
+                Value::Bytes(vec![u8::try_from(unique % 3).unwrap(); 16])
+            }
             (_, Kind::Id) => Value::Bytes(self.bytes(16)),
             (_, Kind::Bytes) => {
                 let len = 40 + self.below(400);
@@ -475,9 +476,8 @@ async fn one_damaged_value_in_the_target_is_found_and_nothing_is_sealed() {
         let from = from.filled(number).await;
         break_off(&from, &to, TABLES.len()).await;
         let damage = damages[usize::try_from(number).unwrap() % damages.len()];
-        let table = damage.split_whitespace().find(|word| {
-            TABLES.iter().any(|table| table.name == *word)
-        });
+        let table =
+            damage.split_whitespace().find(|word| TABLES.iter().any(|table| table.name == *word));
 
         to.open().await.sql(damage).await;
 
@@ -574,7 +574,8 @@ async fn damage_of_the_source_is_named_and_not_copied() {
 }
 
 async fn create(store: &Store, service: ServiceId, name: &str, extension: Option<u32>) -> u32 {
-    let mut body = json!({"firstName": name, "lastName": "Ng", "email": format!("{name}@example.org")});
+    let mut body =
+        json!({"firstName": name, "lastName": "Ng", "email": format!("{name}@example.org")});
     if let Some(extension) = extension {
         body["extensionNumber"] = json!(extension);
     }

@@ -274,7 +274,8 @@ pub async fn copy(
 }
 
 /// What is to be done when source and target cannot become equal.
-const ANEW: &str = "If the source was served from after this copy began, begin anew with an empty target";
+const ANEW: &str =
+    "If the source was served from after this copy began, begin anew with an empty target";
 
 /// Writes what the target lacks of a table.
 async fn fill(

@@ -4,14 +4,18 @@
 pub(crate) mod certificates;
 pub(crate) mod chance;
 pub(crate) mod client;
+pub(crate) mod cluster;
 pub(crate) mod disk;
 pub(crate) mod postgres;
 pub(crate) mod power;
 mod process;
 pub(crate) mod proxy;
 pub(crate) mod receiver;
+pub(crate) mod senders;
 pub(crate) mod server;
 pub(crate) mod stored;
+pub(crate) mod verdict;
+pub(crate) mod watcher;
 pub(crate) mod writers;
 
 use std::future::Future;

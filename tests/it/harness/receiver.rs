@@ -33,6 +33,10 @@ pub(crate) struct Seen {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) at: Instant,
+    /// Where it came from.
+    pub(crate) peer: SocketAddr,
+    /// On which connection of the receiver, counted from 1.
+    pub(crate) connection: usize,
     /// The status that was given, once it was.
     pub(crate) status: Option<u16>,
 }
@@ -313,14 +317,16 @@ fn handler(reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Handler {
 
 async fn accept(listener: TcpListener, state: Arc<State>) {
     let mut connections = tokio::task::JoinSet::new();
-    loop {
+    for connection in 1.. {
         let (stream, peer) = listener.accept().await.unwrap();
         let state = Arc::clone(&state);
         state.open.fetch_add(1, Ordering::SeqCst);
         *state.last_peer.lock().unwrap() = Some(peer);
         connections.spawn(async move {
             let answering = Arc::clone(&state);
-            let service = service_fn(move |request| answer(Arc::clone(&answering), request));
+            let service = service_fn(move |request| {
+                answer(Arc::clone(&answering), (peer, connection), request)
+            });
             // A caller that breaks off is part of many tests.
             drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
             state.open.fetch_sub(1, Ordering::SeqCst);
@@ -330,6 +336,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 
 async fn answer(
     state: Arc<State>,
+    (peer, connection): (SocketAddr, usize),
     request: Request<Incoming>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, &'static str> {
     let (head, body) = request.into_parts();
@@ -340,6 +347,8 @@ async fn answer(
         headers: head.headers,
         body,
         at: Instant::now(),
+        peer,
+        connection,
         status: None,
     };
     let handlers = if seen.is_challenge() { &state.on_challenge } else { &state.on_notification };

@@ -318,6 +318,11 @@ impl TestServer {
         self.process.log()
     }
 
+    /// The id of its process.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// The most of memory that it has had resident, in MiB.
     pub(crate) fn memory_mib(&self) -> u64 {
         let path = format!("/proc/{}/status", self.process.id());
