@@ -528,23 +528,65 @@ impl Running {
     }
 }
 
-/// Gives an existing data directory a new admin token while no server runs on it.
+/// A store that no server has open, for what is done to it then.
+#[derive(Clone)]
+pub enum ClosedStore {
+    /// In this data directory.
+    DataDir(PathBuf),
+    /// In the PostgreSQL of this connection URL.
+    Postgres(String),
+}
+
+impl std::fmt::Debug for ClosedStore {
+    /// The URL may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::fmt::Display for ClosedStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::DataDir(path) => std::fmt::Display::fmt(&path.display(), f),
+            Self::Postgres(url) => match Target::parse(url) {
+                Ok(target) => f.write_str(&target.place()),
+                Err(_) => f.write_str("PostgreSQL"),
+            },
+        }
+    }
+}
+
+/// Gives an existing store a new admin token while no server runs on it.
 ///
 /// # Errors
 ///
-/// There is no store in the directory, or a server holds it.
-pub async fn reset_admin_token(data_dir: &Path) -> anyhow::Result<Token> {
+/// There is no store, or a server uses it.
+pub async fn reset_admin_token(store: &ClosedStore) -> anyhow::Result<Token> {
+    let token = random_token(Token::ADMIN_PREFIX)?;
+    let data_dir = match store {
+        ClosedStore::DataDir(data_dir) => data_dir,
+        ClosedStore::Postgres(url) => {
+            let unused = open_unused(url).await?;
+            let stored = unused.set_admin_token(token.hash(), SystemClock::new().now()).await;
+            unused.close().await;
+            return Ok(stored.map(|()| token)?);
+        }
+    };
     if !Embedded::exists(data_dir) {
         return Err(no_data_in(data_dir));
     }
     let clock = Arc::new(SystemClock::new());
     let embedded =
         open_embedded(data_dir.to_owned(), clock, Retention::FOREVER, Keys::Without).await?;
-    let token = random_token(Token::ADMIN_PREFIX)?;
     let stored = embedded.store.write.set_admin_token(token.hash()).await;
     tokio::task::spawn_blocking(move || embedded.close()).await?;
     stored?;
     Ok(token)
+}
+
+async fn open_unused(url: &str) -> anyhow::Result<postgres::Unused> {
+    let target = Target::parse(url).map_err(|rule| anyhow!("the connection URL {rule}"))?;
+    Ok(postgres::Unused::open(&target).await?)
 }
 
 /// What a change of keys has done.
@@ -568,15 +610,27 @@ pub async fn rotate_key(data_dir: &Path) -> anyhow::Result<ChangedKey> {
     Ok(ChangedKey { key, secrets })
 }
 
-/// How many signing secrets of a data directory do not open, while no server runs on it; with these keys, in the text of
-/// the setting, or with those of the key file.
+/// How many signing secrets of a store do not open, while no server runs on it; with these keys, in the text of the
+/// setting, or with those of the key file of a data directory.
 ///
 /// # Errors
 ///
-/// There is no store in the directory, a server holds it, or the keys cannot be used.
-pub async fn count_lost_secrets(data_dir: &Path, keys: Option<&str>) -> anyhow::Result<usize> {
-    let keys = keys_of_text(keys)?;
-    on_store(data_dir, move |directory| Embedded::count_lost_secrets(directory, &keys)).await
+/// There is no store, a server uses it, or the keys cannot be used.
+pub async fn count_lost_secrets(store: &ClosedStore, keys: Option<&str>) -> anyhow::Result<usize> {
+    match store {
+        ClosedStore::DataDir(data_dir) => {
+            let keys = keys_of_text(keys)?;
+            on_store(data_dir, move |directory| Embedded::count_lost_secrets(directory, &keys))
+                .await
+        }
+        ClosedStore::Postgres(url) => {
+            let keys = keys_of_nodes(keys)?;
+            let unused = open_unused(url).await?;
+            let lost = unused.count_lost_secrets(&keys).await;
+            unused.close().await;
+            Ok(lost?)
+        }
+    }
 }
 
 /// Gives new signing secrets to the apps whose secrets do not open; as [`count_lost_secrets`] finds them.
@@ -585,15 +639,35 @@ pub async fn count_lost_secrets(data_dir: &Path, keys: Option<&str>) -> anyhow::
 ///
 /// As there, or the store cannot be written.
 pub async fn replace_lost_secrets(
-    data_dir: &Path,
+    store: &ClosedStore,
     keys: Option<&str>,
 ) -> anyhow::Result<ChangedKey> {
-    let keys = keys_of_text(keys)?;
     let now = SystemClock::new().now();
-    let (key, secrets) =
-        on_store(data_dir, move |directory| Embedded::replace_lost_secrets(directory, &keys, now))
-            .await?;
+    let (key, secrets) = match store {
+        ClosedStore::DataDir(data_dir) => {
+            let keys = keys_of_text(keys)?;
+            let replace =
+                move |directory: &Path| Embedded::replace_lost_secrets(directory, &keys, now);
+            on_store(data_dir, replace).await?
+        }
+        ClosedStore::Postgres(url) => {
+            let keys = keys_of_nodes(keys)?;
+            let mut unused = open_unused(url).await?;
+            let replaced = unused.replace_lost_secrets(&keys, now).await;
+            unused.close().await;
+            replaced?
+        }
+    };
     Ok(ChangedKey { key, secrets })
+}
+
+fn keys_of_nodes(text: Option<&str>) -> anyhow::Result<Keyring> {
+    match keys_of_text(text)? {
+        Keys::Given(keys) => Ok(keys),
+        Keys::File | Keys::Without => {
+            bail!("with PostgreSQL give the nodes' key by ROLLCALL_SECRET_KEY or --secret-key-file")
+        }
+    }
 }
 
 fn keys_of_text(text: Option<&str>) -> anyhow::Result<Keys> {
@@ -618,8 +692,7 @@ async fn on_store<T: Send + 'static>(
 fn no_data_in(data_dir: &Path) -> anyhow::Error {
     let data_dir = data_dir.display();
     anyhow!(
-        "there is no Rollcall data in {data_dir}; with PostgreSQL there never is, set ROLLCALL_STORE or ROLLCALL_STORE_FILE to be \
-         told what to do then"
+        "there is no Rollcall data in {data_dir}; with PostgreSQL there never is, set ROLLCALL_STORE or ROLLCALL_STORE_FILE then"
     )
 }
 

@@ -150,15 +150,16 @@ fn store_of_several_nodes_is_for_serve_only_and_its_url_is_never_shown() {
 }
 
 #[test]
-fn commands_on_a_data_directory_say_what_to_do_with_postgresql() {
+fn commands_on_a_closed_store_tell_postgresql_from_a_data_directory() {
     let dir = TestDir::new("postgres");
     for (arguments, remedy) in [
         ("key rotate", "behind the earlier one on one node after the other"),
-        ("key reset", "back into secret_key of every node"),
-        ("admin-token reset", "the same admin_token_file"),
+        ("key reset", "in postgres://127.0.0.1:1/rollcall; stop every node"),
+        ("admin-token reset", "in postgres://127.0.0.1:1/rollcall; stop every node"),
     ] {
         let mut command = command(arguments);
-        let (code, out, err) = run(command.env("ROLLCALL_STORE", STORE).current_dir(&dir.0));
+        command.env("ROLLCALL_STORE", STORE).env_remove("ROLLCALL_SECRET_KEY");
+        let (code, out, err) = run(command.current_dir(&dir.0));
         assert_eq!((code, out.as_str()), (1, ""), "{err}");
         assert!(err.contains(remedy) && !err.contains("hunter2"), "{err}");
 

@@ -8,9 +8,9 @@ use serde_json::json;
 use super::connection::Connection;
 use super::dev_credentials::{DataDir, DevCredentials};
 use super::output;
-use super::store_setting::StoreSetting;
+use super::store_setting::{StoreSetting, remedy};
 use super::table::fields;
-use crate::app;
+use crate::app::{self, ClosedStore};
 
 /// The commands about the admin token.
 #[derive(Debug, Subcommand)]
@@ -28,7 +28,7 @@ pub(super) enum AdminTokenCommand {
         #[command(flatten)]
         connection: Connection,
     },
-    /// Give a data directory a new admin token, printed once; no server may run on it.
+    /// Give a data directory, or a PostgreSQL, a new admin token, printed once; no server may run on it.
     Reset {
         #[command(flatten)]
         data_dir: DataDir,
@@ -36,9 +36,6 @@ pub(super) enum AdminTokenCommand {
         store: StoreSetting,
     },
 }
-
-const RESET_INSTEAD: &str = "give all nodes the same admin_token_file with a token of your own, which wins over the stored one, \
-     and restart them";
 
 /// Runs the command.
 pub(super) async fn run(command: AdminTokenCommand) -> anyhow::Result<()> {
@@ -62,24 +59,23 @@ pub(super) async fn run(command: AdminTokenCommand) -> anyhow::Result<()> {
             connection.show_list(&result, &columns)
         }
         AdminTokenCommand::Reset { data_dir, store } => {
-            store.require_embedded(RESET_INSTEAD)?;
-            reset(&data_dir).await
+            reset(&store.closed_store(&data_dir)?).await
         }
     }
 }
 
-async fn reset(data_dir: &DataDir) -> anyhow::Result<()> {
-    let data_dir = data_dir.path();
-    let token = app::reset_admin_token(&data_dir).await.with_context(|| {
-        let data_dir = data_dir.display();
-        format!("cannot reset the admin token in {data_dir}; stop the server and check the path")
-    })?;
+async fn reset(store: &ClosedStore) -> anyhow::Result<()> {
+    let token = app::reset_admin_token(store)
+        .await
+        .with_context(|| format!("cannot reset the admin token in {store}; {}", remedy(store)))?;
     // First of all, so that it is not lost when something fails below.
     let printed = output::print(token.reveal());
     // `rollcall dev` takes its token from there, and gives it to the server as a setting, which wins.
-    if let Some(mut credentials) = DevCredentials::find(&data_dir) {
+    if let ClosedStore::DataDir(data_dir) = store
+        && let Some(mut credentials) = DevCredentials::find(data_dir)
+    {
         token.reveal().clone_into(&mut credentials.admin_token);
-        credentials.store(&data_dir)?;
+        credentials.store(data_dir)?;
     }
     printed?;
     output::complain(

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::dev_credentials::DataDir;
 use super::output;
-use super::store_setting::StoreSetting;
+use super::store_setting::{StoreSetting, remedy};
 use crate::app::{self, ChangedKey};
 
 /// The commands about the key.
@@ -25,7 +25,8 @@ pub(super) enum KeyCommand {
         setting: KeySetting,
     },
     /// Give every app whose signing secret does not open a new one, because the key is lost for good or the secret is
-    /// damaged; no server may run on the data directory. Receivers must then be given their new secrets.
+    /// damaged; no server may run on the data directory, or on the PostgreSQL. Receivers must then be given their new
+    /// secrets.
     Reset {
         #[command(flatten)]
         data_dir: DataDir,
@@ -70,9 +71,6 @@ const ROTATE_INSTEAD: &str = "there the key is the setting secret_key of every n
      put it behind the earlier one on one node after the other, restarting each; then in front of it in the same way; then \
      take the earlier one away";
 
-const RESET_INSTEAD: &str = "put the key that is missing back into secret_key of every node; this version does not replace lost \
-     secrets there";
-
 /// Runs the command.
 pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
     match command {
@@ -96,15 +94,11 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
             output::complain("the earlier key is gone from secret.key; keep a copy of the new one");
         }
         KeyCommand::Reset { data_dir, store, setting, yes } => {
-            store.require_embedded(RESET_INSTEAD)?;
-            let data_dir = data_dir.path();
+            let store = store.closed_store(&data_dir)?;
             let keys = setting.text()?;
-            let failed = || {
-                let data_dir = data_dir.display();
-                format!("cannot reset secrets in {data_dir}; stop the server and check the path")
-            };
+            let failed = || format!("cannot reset secrets in {store}; {}", remedy(&store));
             let lost =
-                app::count_lost_secrets(&data_dir, keys.as_deref()).await.with_context(failed)?;
+                app::count_lost_secrets(&store, keys.as_deref()).await.with_context(failed)?;
             if !yes && lost > 0 {
                 bail!(
                     "{lost} signing secrets do not open with the keys at hand and would be lost for good; \
@@ -113,7 +107,7 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
                 );
             }
             let changed =
-                app::replace_lost_secrets(&data_dir, keys.as_deref()).await.with_context(failed)?;
+                app::replace_lost_secrets(&store, keys.as_deref()).await.with_context(failed)?;
             let ChangedKey { key, secrets } = changed;
             output::print(&format!("key {key}: {secrets} apps with a new signing secret"))?;
             output::complain(

@@ -1,21 +1,25 @@
-//! The setting `store`, for commands that work on the files of a data directory while no server runs on it.
+//! The setting `store`, for commands that work on a store while no server runs on it.
 //!
-//! They read no configuration file. When the environment says that everything is in a PostgreSQL, they say what to do
-//! there in place of complaining about a directory that nobody uses.
+//! They read no configuration file. When the environment says that everything is in a PostgreSQL, those that work on
+//! data directories only say what to do there in place of complaining about a directory that nobody uses.
 
 use std::ffi::OsString;
 
-use anyhow::bail;
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
+
+use super::dev_credentials::DataDir;
+use crate::app::ClosedStore;
 
 /// Where the server keeps everything, as far as the command line and the environment say.
 #[derive(Args)]
 pub(super) struct StoreSetting {
-    /// The setting `store`.
-    #[arg(long, env = "ROLLCALL_STORE", hide_env_values = true, hide = true)]
+    /// The setting `store`, when everything is in a PostgreSQL: `postgres://…`. A flag can be seen in the list of
+    /// processes, so prefer the file for a password.
+    #[arg(long, env = "ROLLCALL_STORE", hide_env_values = true, value_name = "URL")]
     store: Option<OsString>,
     /// The setting `store_file`.
-    #[arg(long, env = "ROLLCALL_STORE_FILE", hide_env_values = true, hide = true)]
+    #[arg(long, env = "ROLLCALL_STORE_FILE", hide_env_values = true, value_name = "PATH")]
     store_file: Option<OsString>,
 }
 
@@ -34,6 +38,31 @@ impl StoreSetting {
             && !is_set(&self.store_file)
     }
 
+    /// Which store, of a server that is stopped.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or both settings are there.
+    pub(super) fn closed_store(&self, data_dir: &DataDir) -> anyhow::Result<ClosedStore> {
+        if self.is_embedded() {
+            return Ok(ClosedStore::DataDir(data_dir.path()));
+        }
+        let is_set = |text: &&OsString| !text.is_empty();
+        match (self.store.as_ref().filter(is_set), self.store_file.as_ref().filter(is_set)) {
+            (Some(_), Some(_)) => bail!("store and store_file are both set: leave one of them out"),
+            (None, Some(path)) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                Ok(ClosedStore::Postgres(text.trim_end().to_owned()))
+            }
+            (store, None) => {
+                let text = store.and_then(|text| text.to_str());
+                let text = text.ok_or_else(|| anyhow!("store must be a connection URL"))?;
+                Ok(ClosedStore::Postgres(text.to_owned()))
+            }
+        }
+    }
+
     /// # Errors
     ///
     /// The store is a PostgreSQL; the error says what to do `instead`.
@@ -46,6 +75,14 @@ impl StoreSetting {
             "the setting {name} names a PostgreSQL, and this command works on a data directory: {instead} (docs/operations.md, \
              Several nodes on PostgreSQL). If the data directory is meant, leave {name} out of the environment"
         )
+    }
+}
+
+/// What to look at when something cannot be done to a store.
+pub(super) const fn remedy(store: &ClosedStore) -> &'static str {
+    match store {
+        ClosedStore::DataDir(_) => "stop the server and check the path",
+        ClosedStore::Postgres(_) => "stop every node and check the connection URL",
     }
 }
 

@@ -56,6 +56,52 @@ async fn nodes_that_start_together_print_one_admin_token_and_it_works_on_all() {
     }
 }
 
+/// Runs `rollcall` on a PostgreSQL that is in the environment; tells how it ended and what it said.
+fn rollcall_on(store: &str, key: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rollcall"));
+    command.env("ROLLCALL_STORE", store).env("ROLLCALL_SECRET_KEY", key);
+    let output = command.args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_keys_and_admin_tokens_are_replaced_while_no_node_runs() {
+    const OTHER_KEY: &str = "Q0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0M=";
+    let database = Database::create().await;
+    let (store, builder) = (database.url(), TestServer::builder());
+    let mut node = builder.clone().node(&store, "one").start().await;
+    let secret = async |node: &TestServer| {
+        let answer = node.app().get("/staff-contact-event-sub/secret").await.expect(200);
+        answer["secret"].as_str().unwrap().to_owned()
+    };
+    let earlier = secret(&node).await;
+    let key_reset = ["key", "reset", "--yes"];
+    for arguments in [&key_reset[..], &["admin-token", "reset"]] {
+        let (code, out, err) = rollcall_on(&store, OTHER_KEY, arguments);
+        assert_eq!((code, out.as_str()), (Some(1), ""), "a node runs");
+        assert!(err.contains("stop every node first"), "{err}");
+    }
+    assert!(node.terminate(Duration::from_secs(15)).await.is_some_and(|status| status.success()));
+
+    let (code, token, err) = rollcall_on(&store, OTHER_KEY, &["admin-token", "reset"]);
+    assert_eq!(code, Some(0), "{err}");
+    let (code, _, err) = rollcall_on(&store, OTHER_KEY, &["key", "reset"]);
+    assert!(code == Some(1) && err.contains("1 signing secrets") && err.contains("--yes"), "{err}");
+    let (code, out, err) = rollcall_on(&store, OTHER_KEY, &key_reset);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("1 apps with a new signing secret"), "{out}");
+
+    let with_other_key =
+        builder.node(&store, "two").environment(vec![("ROLLCALL_SECRET_KEY", OTHER_KEY.into())]);
+    let other = with_other_key.clone().start_as(&node.credentials());
+    assert_ne!(secret(&other).await, earlier);
+    drop(other);
+    let (stored, printed) = with_other_key.start_without_admin_token();
+    assert_eq!(printed, None);
+    stored.anyone(Some(token.trim())).get("/v1/admin/services").await.expect(200);
+}
+
 #[tokio::test]
 async fn node_goes_on_by_itself_when_postgresql_is_back() {
     let mut postgres = Postgres::start().await;

@@ -66,13 +66,7 @@ pub(super) async fn run(change: &mut Change<'_>, command: &Command) -> Result<Re
             change.note(SERVER, Action::AdminTokenSet, about_token(*token));
             Ok(Reply::Done)
         }
-        Command::SetFirstAdminToken(token) => {
-            let is_first = tenancy::set_first_admin_token(change, *token).await?;
-            if is_first {
-                change.note(SERVER, Action::AdminTokenSet, about_token(*token));
-            }
-            Ok(Reply::IsFirst(is_first))
-        }
+        Command::SetFirstAdminToken(token) => set_first_admin_token(change, *token).await,
         Command::RotateAdminToken { token, earlier_until } => {
             tenancy::rotate_admin_token(change, *token, *earlier_until).await?;
             change.note(SERVER, Action::AdminTokenRotate, about_token(*token));
@@ -84,6 +78,14 @@ pub(super) async fn run(change: &mut Change<'_>, command: &Command) -> Result<Re
             Err(Error::Internal("a command of a group was run alone".to_owned()).into())
         }
     }
+}
+
+async fn set_first_admin_token(change: &mut Change<'_>, token: TokenHash) -> Result<Reply, Stop> {
+    let is_first = tenancy::set_first_admin_token(change, token).await?;
+    if is_first {
+        change.note(SERVER, Action::AdminTokenSet, about_token(token));
+    }
+    Ok(Reply::IsFirst(is_first))
 }
 
 /// A change of an app or of what belongs to it.

@@ -28,8 +28,48 @@ pub(super) async fn enter(client: &Client) -> Result<(), Error> {
     if !row.get::<_, bool>(0) {
         return Err(Error::Unavailable("the store is being copied".to_owned()));
     }
-    let mark = client.query_opt(FIND_MARK, &[]).await.map_err(failed)?;
+    check_mark(client).await
+}
+
+/// Refuses a store that was copied away or is not filled yet.
+pub(super) async fn check_mark(client: &Client) -> Result<(), Error> {
+    let mark = client.query_opt(FIND_MARK, &[]).await.map_err(|error| unavailable(&error))?;
     Mark::check(mark.map(|row| row.get::<_, String>(0)).as_deref())
+}
+
+/// Keeps every node away for as long as this connection lives, or until [`leave`], and brings the tables forward.
+pub(super) async fn enter_alone(client: &mut Client) -> Result<(), Error> {
+    let failed = |error: tokio_postgres::Error| unavailable(&error);
+    // Before the tables are brought forward under the nodes of an earlier version.
+    let row = client
+        .query_one("SELECT pg_try_advisory_lock($1)", &[&NODES_LOCK])
+        .await
+        .map_err(failed)?;
+    if !row.get::<_, bool>(0) {
+        return Err(Error::Unavailable(
+            "a node or another copy uses the database: stop every node first".to_owned(),
+        ));
+    }
+    migrate::migrate(client).await?;
+    // Millions of rows take their time.
+    client.batch_execute("SET statement_timeout = 0").await.map_err(failed)?;
+    // One whose writer has lost its connection for a moment does not hold the lock.
+    let alive = "SELECT name FROM nodes WHERE seen_at > now() - interval '10 seconds' LIMIT 1";
+    if let Some(row) = client.query_opt(alive, &[]).await.map_err(failed)? {
+        return Err(Error::Unavailable(format!(
+            "node {} was alive within the last 10 seconds: stop every node first",
+            row.get::<_, String>(0)
+        )));
+    }
+    Ok(())
+}
+
+/// Gives up the lock, which a session that ends by itself keeps a moment longer.
+pub(super) async fn leave(client: &Client) {
+    let unlocked = client.execute("SELECT pg_advisory_unlock($1)", &[&NODES_LOCK]).await;
+    if let Err(error) = unlocked {
+        tracing::debug!(error = super::why(&error), "lock left to the end of the session");
+    }
 }
 
 /// A PostgreSQL that no node uses.
@@ -51,38 +91,14 @@ impl PostgresSide {
     ///
     /// A node uses it, or it cannot be opened.
     pub async fn open(target: &Target) -> Result<Self, Error> {
-        let failed = |error: tokio_postgres::Error| unavailable(&error);
         let mut client = target.connect_plain().await?;
-        // Before the tables are brought forward under the nodes of an earlier version.
-        let row = client
-            .query_one("SELECT pg_try_advisory_lock($1)", &[&NODES_LOCK])
-            .await
-            .map_err(failed)?;
-        if !row.get::<_, bool>(0) {
-            return Err(Error::Unavailable(
-                "a node or another copy uses the database: stop every node first".to_owned(),
-            ));
-        }
-        migrate::migrate(&mut client).await?;
-        // Millions of rows take their time.
-        client.batch_execute("SET statement_timeout = 0").await.map_err(failed)?;
-        // One whose writer has lost its connection for a moment does not hold the lock.
-        let alive = "SELECT name FROM nodes WHERE seen_at > now() - interval '10 seconds' LIMIT 1";
-        if let Some(row) = client.query_opt(alive, &[]).await.map_err(failed)? {
-            return Err(Error::Unavailable(format!(
-                "node {} was alive within the last 10 seconds: stop every node first",
-                row.get::<_, String>(0)
-            )));
-        }
+        enter_alone(&mut client).await?;
         Ok(Self { client, place: target.place() })
     }
 
-    /// Gives up the lock, which a session that ends by itself keeps a moment longer.
+    /// Lets nodes in again.
     pub(in crate::store) async fn close(self) {
-        let unlocked = self.client.execute("SELECT pg_advisory_unlock($1)", &[&NODES_LOCK]).await;
-        if let Err(error) = unlocked {
-            tracing::debug!(error = super::why(&error), "lock left to the end of the session");
-        }
+        leave(&self.client).await;
     }
 
     pub(in crate::store) fn place(&self) -> &str {

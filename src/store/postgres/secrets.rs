@@ -39,7 +39,7 @@ fn key_of(row: &Row, at: usize) -> Result<KeyId, Error> {
     Ok(KeyId::from_bytes(bytes))
 }
 
-fn place_of(row: &Row) -> Result<SecretPlace, Error> {
+pub(super) fn place_of(row: &Row) -> Result<SecretPlace, Error> {
     Ok(SecretPlace {
         service: ServiceId::from_uuid(column(row, 0)?),
         app: AppId::from_uuid(column(row, 1)?),
@@ -165,7 +165,8 @@ fn lacks_keys(needed: &[KeyId], keys: &Keyring) -> Result<(), Error> {
     }
     Err(Error::Internal(format!(
         "the signing secrets are sealed with key {missing}, and the keys at hand are: {}. Set secret_key or \
-         secret_key_file to both, the one that is to seal first",
+         secret_key_file to both, the one that is to seal first; if it is lost for good, `rollcall key reset` gives every \
+         app a new secret",
         listed(&mut keys.ids())
     )))
 }

@@ -189,13 +189,7 @@ impl<'a> Change<'a> {
                 self.note(SERVER, Action::AdminTokenSet, about_token(token));
                 Ok(Reply::Done)
             }
-            Command::SetFirstAdminToken(token) => {
-                let is_first = tenancy::set_first_admin_token(self, token)?;
-                if is_first {
-                    self.note(SERVER, Action::AdminTokenSet, about_token(token));
-                }
-                Ok(Reply::IsFirst(is_first))
-            }
+            Command::SetFirstAdminToken(token) => self.set_first_admin_token(token),
             Command::RotateAdminToken { token, earlier_until } => {
                 tenancy::rotate_admin_token(self, token, earlier_until)?;
                 self.note(SERVER, Action::AdminTokenRotate, about_token(token));
@@ -205,6 +199,16 @@ impl<'a> Change<'a> {
                 tenancy::note_token_use(self, token).map(|()| Reply::Done)
             }
         }
+    }
+}
+
+impl Change<'_> {
+    fn set_first_admin_token(&mut self, token: TokenHash) -> Result<Reply, Stop> {
+        let is_first = tenancy::set_first_admin_token(self, token)?;
+        if is_first {
+            self.note(SERVER, Action::AdminTokenSet, about_token(token));
+        }
+        Ok(Reply::IsFirst(is_first))
     }
 }
 
