@@ -92,9 +92,14 @@ impl Call {
     async fn read(&mut self, bytes_max: usize) -> Result<Bytes, ApiError> {
         let service = self.caller.as_ref().map(Caller::service);
         let body = read_body(std::mem::take(&mut self.body), bytes_max, service).await?;
-        let app = self.caller.as_ref().map(Caller::app);
-        self.http.judge_again(&self.head, self.judged, app).await?;
+        self.judge_again().await?;
         Ok(body)
+    }
+
+    /// Judges the token once more, after something that may have taken long and before something is changed.
+    pub(super) async fn judge_again(&mut self) -> Result<(), ApiError> {
+        let app = self.caller.as_ref().map(Caller::app);
+        self.http.judge_again(&self.head, self.judged, app).await
     }
 }
 

@@ -49,7 +49,10 @@ pub(super) async fn update_subscription(
     let (origin, service, app) = (call.origin, caller.service(), caller.app());
     if enabled {
         // On the heap: the future of a challenge is large, and few requests have one.
-        Box::pin(state.subscriptions.subscribe(origin, service, app, ticket, url)).await?;
+        let consent = Box::pin(state.subscriptions.ask_consent(service, app, url)).await?;
+        // A challenge takes up to 10 s, and the token may have ended meanwhile.
+        call.judge_again().await?;
+        state.subscriptions.subscribe(origin, ticket, consent).await?;
     } else {
         state.subscriptions.unsubscribe(origin, service, app, ticket, url).await?;
     }

@@ -75,7 +75,7 @@ impl Http {
     }
 
     /// Judges the token of a request once more, of this app or of the administrator, unless nothing can have changed
-    /// since: a body may take long, and a token that ended meanwhile must not change anything.
+    /// since: a body or a challenge may take long, and a token that ended meanwhile must not change anything.
     ///
     /// # Errors
     ///

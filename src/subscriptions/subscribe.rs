@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::delivery::challenge::{self, CHALLENGE_TIMEOUT, Nonce, VerificationFailure};
 use crate::delivery::target_guard::{Step, TargetHost};
 use crate::domain::audit::Origin;
+use crate::domain::clock::Timestamp;
 use crate::domain::contact::FieldError;
 use crate::domain::id::{AppId, ServiceId};
 use crate::domain::subscription::{Subscription, URL_BYTES_MAX};
@@ -36,6 +37,15 @@ pub enum SubscribeError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(u64);
 
+/// A URL that has echoed a challenge for an app.
+#[derive(Debug)]
+pub struct Consent {
+    service: ServiceId,
+    app: AppId,
+    url: String,
+    verified_at: Timestamp,
+}
+
 impl Subscriptions {
     /// The place of a request that has just arrived.
     ///
@@ -46,21 +56,35 @@ impl Subscriptions {
         Ok(Ticket(self.write.take_ticket().await?))
     }
 
-    /// Subscribes a URL after it has echoed a challenge. Dropping the future aborts the challenge and stores nothing.
+    /// Has a URL echo a challenge, so that the app can be subscribed to it. Dropping the future aborts the challenge. It
+    /// may take long: whoever asked is to be judged again before [`Self::subscribe`].
     ///
     /// # Errors
     ///
-    /// Refused with the step, too many challenges, superseded by a later ticket, unavailable.
+    /// Refused with the step, too many challenges, unavailable.
+    pub async fn ask_consent(
+        &self,
+        service: ServiceId,
+        app: AppId,
+        url: String,
+    ) -> Result<Consent, SubscribeError> {
+        self.challenge(service, app, &url).await?;
+        Ok(Consent { service, app, url, verified_at: self.clock.now() })
+    }
+
+    /// Subscribes an app to the URL that has consented.
+    ///
+    /// # Errors
+    ///
+    /// Superseded by a later ticket, unavailable.
     pub async fn subscribe(
         &self,
         origin: Origin,
-        service: ServiceId,
-        app: AppId,
         ticket: Ticket,
-        url: String,
+        consent: Consent,
     ) -> Result<Subscription, SubscribeError> {
-        self.challenge(service, app, &url).await?;
-        let wish = SubscriptionWish::Enable { url, verified_at: self.clock.now() };
+        let Consent { service, app, url, verified_at } = consent;
+        let wish = SubscriptionWish::Enable { url, verified_at };
         Ok(self.write.by(origin).set_subscription(service, app, ticket.0, wish).await?)
     }
 

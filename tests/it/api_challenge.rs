@@ -1,9 +1,11 @@
 //! Verification of a URL: what counts as consent, and that a receiver without it changes nothing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Method;
 use serde_json::json;
+use tokio::sync::Notify;
 
 use crate::harness::receiver::{Receiver, Reply, Seen};
 use crate::harness::server::TestServer;
@@ -38,6 +40,37 @@ async fn challenge_is_random_signed_and_all_there_is_in_the_body() {
     }
     assert_ne!(challenges[0].challenge(), challenges[1].challenge());
     assert_ne!(challenges[0].event_id(), challenges[1].event_id());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn token_that_ends_during_a_challenge_subscribes_nothing() {
+    let server = TestServer::start().await;
+    let receiver = Receiver::start().await;
+    let go_on = Arc::new(Notify::new());
+    let gate = Arc::clone(&go_on);
+    receiver.work_on_challenges(move |seen| {
+        let gate = Arc::clone(&gate);
+        async move {
+            gate.notified().await;
+            Reply::consent(&seen.challenge())
+        }
+    });
+    let (app, url) = (server.app(), receiver.url());
+    let subscribing = tokio::spawn(async move { app.subscribe(true, &url).await });
+    receiver.wait_until("the challenge is there", |it| it.challenges().len() == 1).await;
+
+    let rotate = format!("/services/{}/apps/{}/token/rotate", server.service_id, server.app_id);
+    let rotated = server.admin().post(&rotate, json!({"overlap": 0})).await.expect(200);
+    go_on.notify_one();
+
+    assert_eq!(subscribing.await.unwrap().status, 401);
+    let token = rotated["appToken"].as_str().unwrap();
+    let app = server.app_with(&server.app_id, token);
+    let stored = app.get("/staff-contact-event-sub").await.expect(200);
+    assert_eq!((&stored["enabled"], &stored["url"]), (&json!(false), &json!("")));
+    // With the one that works, the same succeeds.
+    go_on.notify_one();
+    app.subscribe(true, &receiver.url()).await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -64,9 +64,18 @@ pub(super) async fn enter_alone(client: &mut Client) -> Result<(), Error> {
     Ok(())
 }
 
-/// Gives up the lock, which a session that ends by itself keeps a moment longer.
+/// Gives up the lock of [`enter_alone`], which a session that ends by itself keeps a moment longer.
 pub(super) async fn leave(client: &Client) {
-    let unlocked = client.execute("SELECT pg_advisory_unlock($1)", &[&NODES_LOCK]).await;
+    unlock(client, "SELECT pg_advisory_unlock($1)").await;
+}
+
+/// Gives up the lock of [`enter`].
+pub(super) async fn leave_shared(client: &Client) {
+    unlock(client, "SELECT pg_advisory_unlock_shared($1)").await;
+}
+
+async fn unlock(client: &Client, sql: &str) {
+    let unlocked = client.execute(sql, &[&NODES_LOCK]).await;
     if let Err(error) = unlocked {
         tracing::debug!(error = super::why(&error), "lock left to the end of the session");
     }

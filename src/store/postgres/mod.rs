@@ -44,6 +44,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Object;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use self::conditions::Conditions;
@@ -98,6 +99,8 @@ pub struct Postgres {
     clock: Arc<dyn Clock>,
     node_name: String,
     lease: Lease,
+    /// Keeps a copy away until the keeper does.
+    entered: Option<Client>,
     hints: Option<Hints>,
     keeper: Option<Keeper>,
 }
@@ -114,7 +117,6 @@ impl Postgres {
         migrate::migrate(&mut client).await?;
         copying::enter(&client).await?;
         secrets::prepare(&mut client, &keys).await?;
-        drop(client);
         let readers = Readers::new(target)?;
         let queue = Arc::new(Queue::default());
         let ownership = Arc::new(Ownership::default());
@@ -161,6 +163,7 @@ impl Postgres {
             clock,
             node_name,
             lease: Lease::not_yet(),
+            entered: Some(client),
             hints: None,
             keeper: None,
         })
@@ -197,6 +200,7 @@ impl Postgres {
             clock: Arc::clone(&self.clock),
             ownership: Arc::clone(&self.ownership),
             lease: self.lease.clone(),
+            entered: self.entered.take(),
             drain,
         })?);
         Ok(())
@@ -216,6 +220,9 @@ impl Postgres {
         drop(self.upkeep.await);
         if let Some(hints) = self.hints {
             hints.stop().await;
+        }
+        if let Some(client) = self.entered {
+            copying::leave_shared(&client).await;
         }
         let (keeper, queue, writer) = (self.keeper, self.queue, self.writer);
         let joined = tokio::task::spawn_blocking(move || {

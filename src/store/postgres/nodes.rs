@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
 use tokio::task::JoinSet;
-use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -70,6 +70,8 @@ pub(super) struct Keeping {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) ownership: Arc<Ownership>,
     pub(super) lease: Lease,
+    /// A connection that keeps copies away; it ends once the keeper's own does that.
+    pub(super) entered: Option<Client>,
     pub(super) drain: Drain,
 }
 
@@ -243,6 +245,7 @@ impl Node {
             // A renewal that a crash of the database takes back would let others take over too early.
             link.batch_execute("SET synchronous_commit = on").await.map_err(failed)?;
             copying::enter(&link).await?;
+            self.keeping.entered = None;
             self.link = Some(link);
         }
         let Some(link) = &self.link else {

@@ -77,8 +77,17 @@ fn start(target: Target, name: &str) -> Node {
         Box::pin(tokio::time::sleep(DRAIN)) as _
     });
     let name = name.to_owned();
-    let keeper =
-        Keeper::start(Keeping { target, name, queue, clock, ownership, lease, drain }).unwrap();
+    let keeper = Keeper::start(Keeping {
+        target,
+        name,
+        queue,
+        clock,
+        ownership,
+        lease,
+        entered: None,
+        drain,
+    })
+    .unwrap();
     Node { keeper, seen }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::copying::PostgresSide;
 use super::test_database::TestDatabase;
 use super::{Options, Postgres, Target};
 use crate::domain::clock::{Clock, SystemClock};
@@ -44,4 +45,22 @@ async fn conforms() {
     for (postgres, _database) in opened.into_inner().unwrap() {
         postgres.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_is_refused_from_the_moment_a_store_is_open() {
+    let database = TestDatabase::new().await;
+    let mut postgres = Postgres::open(&database.target, options()).await.unwrap();
+
+    let early = PostgresSide::open(&database.target).await.unwrap_err();
+    assert!(early.to_string().contains("stop every node first"), "{early}");
+    // Again and again while the connection of before gives way to the keeper's.
+    postgres.start_node(std::sync::Arc::new(|_| Box::pin(async {}))).unwrap();
+    for _ in 0..100 {
+        let during = PostgresSide::open(&database.target).await.unwrap_err();
+        assert!(during.to_string().contains("stop every node first"), "{during}");
+    }
+
+    postgres.close().await;
+    PostgresSide::open(&database.target).await.unwrap().close().await;
 }

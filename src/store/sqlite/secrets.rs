@@ -3,6 +3,9 @@
 //! [`prepare`] brings every row to the newest key before anything else happens to the store, and removes from the file
 //! what was readable with less. It can be broken off anywhere and goes on at the next start.
 
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, ffi, params};
 
@@ -272,15 +275,26 @@ fn scrub(connection: &Connection) -> Result<(), rusqlite::Error> {
         return Ok(());
     }
     tracing::info!("database written anew, so that nothing is left of what was sealed");
-    // In memory it could be more than there is.
-    connection.pragma_update(None, "temp_store", "FILE")?;
-    let written = connection.execute_batch("VACUUM");
-    connection.pragma_update(None, "temp_store", "MEMORY")?;
-    written?;
+    vacuum(connection)?;
     // Only behind the checkpoint is the earlier content gone from the file: then the mark may go.
     empty_log(connection)?;
     connection.execute("DELETE FROM meta WHERE name = ?1", [SCRUB])?;
     empty_log(connection)
+}
+
+/// Writes the file anew by way of a copy, which stands without a name in the directory of the file: in memory it could be
+/// more than there is, and the system's temporary directory may be small, and is not made for what is in it.
+fn vacuum(connection: &Connection) -> Result<(), rusqlite::Error> {
+    // SQLite has one such directory for the whole process.
+    static DIRECTORY: Mutex<()> = Mutex::new(());
+    let _one = DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = connection.path().and_then(|path| Path::new(path).parent()?.to_str());
+    connection.pragma_update(None, "temp_store_directory", directory.unwrap_or_default())?;
+    connection.pragma_update(None, "temp_store", "FILE")?;
+    let written = connection.execute_batch("VACUUM");
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "temp_store_directory", "")?;
+    written
 }
 
 /// Moves the whole log into the file.

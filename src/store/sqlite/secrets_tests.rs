@@ -186,6 +186,44 @@ async fn a_cleaning_that_was_broken_off_is_made_up_for() {
     assert!(!(0..300).any(|number| scratch.holds(&secret(number))));
 }
 
+/// Files without a name that this process has open, by their directories.
+#[cfg(target_os = "linux")]
+fn open_without_name(directory: &Path) -> bool {
+    let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+        let target = fs::read_link(entry.ok()?.path()).ok()?;
+        target.file_name()?.to_str()?.ends_with("(deleted)").then_some(target)
+    });
+    links.into_iter().any(|target| target.parent() == Some(directory))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_is_written_anew_by_way_of_its_own_directory() {
+    let scratch = Scratch::new("vacuum");
+    let connection = open_writer(&scratch.0.join(DATABASE_FILE)).unwrap();
+    // More than is kept in memory.
+    connection
+        .execute_batch(
+            "CREATE TABLE much (x BLOB); WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n \
+             WHERE i < 10000) INSERT INTO much SELECT randomblob(4000) FROM n",
+        )
+        .unwrap();
+    assert!(!open_without_name(&scratch.0));
+
+    let seen = std::thread::scope(|scope| {
+        let writing = scope.spawn(move || super::vacuum(&connection).unwrap());
+        let mut seen = false;
+        while !writing.is_finished() {
+            seen |= open_without_name(&scratch.0);
+        }
+        writing.join().unwrap();
+        seen
+    });
+
+    assert!(seen, "the copy was elsewhere");
+    assert!(!open_without_name(&scratch.0), "the copy is still there");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_key_takes_over_wherever_the_change_is_broken_off() {
     let scratch = Scratch::new("rotate");
