@@ -105,11 +105,11 @@ POSTGRES_SETTINGS = -c shared_buffers=512MB -c max_wal_size=8GB -c checkpoint_ti
 	-c autovacuum_naptime=10s -c autovacuum_vacuum_cost_limit=2000
 
 .PHONY: bench-postgres
-bench-postgres: ## Measure group commit, and one, two and three nodes, on a durable PostgreSQL (six minutes)
+bench-postgres: ## Measure group commit, one to three nodes, and a transaction held open, on a durable PostgreSQL (eleven minutes)
 	mkdir -p target/postgres && chmod 755 target target/postgres
 	TMPDIR=$(CURDIR)/target/postgres POSTGRES_URL_NAME=BENCH_POSTGRES_URL POSTGRES_DURABLE=1 \
 		POSTGRES_OPTIONS="$(POSTGRES_SETTINGS)" \
-		tests/postgres/with_server.sh env -u TMPDIR $(CARGO) bench --bench throughput --locked -- --only groups --only nodes
+		tests/postgres/with_server.sh env -u TMPDIR $(CARGO) bench --bench throughput --locked -- --only groups --only nodes --only held-open
 
 .PHONY: bench-isolation bench-refusing bench-backlog bench-idle
 bench-isolation: ## Measure 10,000 subscriptions of which a tenth hang, refuse or fail (two minutes)

@@ -100,6 +100,8 @@ enum Part {
     Groups,
     /// One, two and three nodes on a PostgreSQL; about five minutes.
     Nodes,
+    /// Three nodes while somebody leaves a transaction open on their PostgreSQL; about five minutes.
+    HeldOpen,
     /// Look-ups of ids that another service has, and of ids that nobody has; about 20 seconds.
     Lookups,
 }
@@ -202,6 +204,11 @@ fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
                         let place = directory.join(format!("{part:?}{name}-{round}"));
                         let (quick, faults) = (options.quick, &mut bench.faults);
                         postgres::nodes::measure(program, &place, quick, faults)?
+                    }
+                    Part::HeldOpen => {
+                        let place = directory.join(format!("{part:?}{name}-{round}"));
+                        let (quick, faults) = (options.quick, &mut bench.faults);
+                        postgres::held_open::measure(program, &place, quick, faults)?
                     }
                     Part::Lookups => {
                         let place = directory.join(format!("{part:?}{name}-{round}"));

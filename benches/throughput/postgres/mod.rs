@@ -4,6 +4,7 @@
 mod claims;
 mod cluster;
 mod group_commit;
+pub(crate) mod held_open;
 pub(crate) mod nodes;
 
 use std::time::Duration;

@@ -36,8 +36,8 @@ struct Times {
 }
 
 /// What a run shares.
-struct Run<'a> {
-    runtime: &'a Runtime,
+pub(super) struct Run<'a> {
+    pub(super) runtime: &'a Runtime,
     program: &'a Path,
     directory: &'a Path,
     times: Times,
@@ -49,7 +49,7 @@ struct Run<'a> {
 
 /// Contacts of one cluster that must have arrived at one receiver, and the next number.
 #[derive(Default)]
-struct Changed {
+pub(super) struct Changed {
     ranges: Vec<Range>,
     next: u32,
     events: u64,
@@ -62,27 +62,8 @@ pub(crate) fn measure(
     quick: bool,
     faults: &mut Vec<String>,
 ) -> anyhow::Result<Figures> {
-    std::fs::create_dir_all(directory)?;
     let runtime = Runtime::new()?;
-    let seconds = |full, quick_one| Duration::from_millis(if quick { quick_one } else { full });
-    let times = Times {
-        warm: seconds(1_500, 300),
-        load: seconds(10_000, 2_000),
-        life: seconds(3_000, 500),
-        paced: if quick { 3 } else { 20 },
-    };
-    let mut receiver = Helper::start()?;
-    let Listening { port } = receiver.ask(&Command::Listen { threads: 1 })?;
-    let mut run = Run {
-        runtime: &runtime,
-        program,
-        directory,
-        times,
-        driver: Helper::start()?,
-        receiver,
-        port,
-        faults,
-    };
+    let mut run = Run::start(&runtime, program, directory, quick, faults)?;
     let mut figures = Figures::new();
     for (services, keys) in [1, 3].into_iter().zip(NODE_KEYS.chunks(3)) {
         for (nodes, keys) in (1..).zip(keys) {
@@ -92,19 +73,50 @@ pub(crate) fn measure(
     Ok(figures)
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    /// Starts the driver and the receiver.
+    pub(super) fn start(
+        runtime: &'a Runtime,
+        program: &'a Path,
+        directory: &'a Path,
+        quick: bool,
+        faults: &'a mut Vec<String>,
+    ) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        let seconds = |full, quick_one| Duration::from_millis(if quick { quick_one } else { full });
+        let times = Times {
+            warm: seconds(1_500, 300),
+            load: seconds(10_000, 2_000),
+            life: seconds(3_000, 500),
+            paced: if quick { 3 } else { 20 },
+        };
+        let mut receiver = Helper::start()?;
+        let Listening { port } = receiver.ask(&Command::Listen { threads: 1 })?;
+        let driver = Helper::start()?;
+        Ok(Self { runtime, program, directory, times, driver, receiver, port, faults })
+    }
+
+    /// Starts so many nodes on an empty database, with services that have one subscriber each.
+    pub(super) fn nodes(
+        &mut self,
+        nodes: usize,
+        services: usize,
+        name: &str,
+    ) -> anyhow::Result<(Cluster<'a>, String)> {
+        self.receiver.ask::<()>(&Command::Reset)?;
+        let url = self.runtime.block_on(database(&server()?, name))?;
+        let directory = self.directory.join(name);
+        std::fs::create_dir_all(&directory)?;
+        let (runtime, program, guard) = (self.runtime, self.program, &mut self.receiver);
+        let mut cluster = Cluster::start(runtime, program, &directory, &url, nodes, guard)?;
+        cluster.found(services, self.port)?;
+        Ok((cluster, url))
+    }
+
     /// One row for so many nodes and services, in the order of [`NODE_KEYS`].
     fn one(&mut self, nodes: usize, services: usize) -> anyhow::Result<[f64; 10]> {
         let what = format!("{nodes} nodes, {services} services");
-        self.receiver.ask::<()>(&Command::Reset)?;
-        let name = format!("nodes_{nodes}_{services}");
-        let url = self.runtime.block_on(database(&server()?, &name))?;
-        let directory = self.directory.join(name);
-        std::fs::create_dir_all(&directory)?;
-        let guard = &mut self.receiver;
-        let (runtime, program) = (self.runtime, self.program);
-        let mut cluster = Cluster::start(runtime, program, &directory, &url, nodes, guard)?;
-        cluster.found(services, self.port)?;
+        let (cluster, _) = self.nodes(nodes, services, &format!("nodes_{nodes}_{services}"))?;
         let mut changed = Changed::default();
         self.load(&cluster, &mut changed, Work::Create, self.times.warm)?;
         let before = (cluster.used()?, process::machine_cpu_seconds()?, self.helpers_cpu()?);
@@ -115,9 +127,7 @@ impl Run<'_> {
         let machine = process::machine_cpu_seconds()? - before.1;
         let others = (machine - of_nodes - of_postgres - (helpers - before.2)).max(0.0);
         let life = self.load(&cluster, &mut changed, Work::Life, self.times.life)?;
-        std::thread::sleep(AFTERMATH);
-        let seen = self.receiver.ask(&Command::Check { expected: vec![changed.ranges.clone()] })?;
-        self.judge(&what, &seen, changed.events);
+        self.check(&what, &changed)?;
         let memory = cluster.memory()?;
         let paced = self.latency(&cluster, changed.next, &what)?;
         cluster.stop()?;
@@ -137,7 +147,7 @@ impl Run<'_> {
     }
 
     /// Drives for a time and waits until all of it was delivered.
-    fn load(
+    pub(super) fn load(
         &mut self,
         cluster: &Cluster<'_>,
         changed: &mut Changed,
@@ -201,6 +211,14 @@ impl Run<'_> {
         Ok(paced)
     }
 
+    /// What the receiver has seen, after everything was delivered.
+    pub(super) fn check(&mut self, what: &str, changed: &Changed) -> anyhow::Result<()> {
+        std::thread::sleep(AFTERMATH);
+        let seen = self.receiver.ask(&Command::Check { expected: vec![changed.ranges.clone()] })?;
+        self.judge(what, &seen, changed.events);
+        Ok(())
+    }
+
     /// Nothing lost, nothing twice, each contact in order.
     fn judge(&mut self, what: &str, seen: &Seen, events: u64) {
         let clean = [seen.repeated, seen.out_of_order, seen.malformed, seen.wrong] == [0; 4];
@@ -216,10 +234,10 @@ impl Run<'_> {
 }
 
 /// One run of the driver with everything delivered.
-struct Load {
-    events: f64,
+pub(super) struct Load {
+    pub(super) events: f64,
     accepting: f64,
-    delivering: f64,
+    pub(super) delivering: f64,
 }
 
 impl Changed {

@@ -52,9 +52,13 @@ pub(crate) fn measure(
         Part::Refusing => refusing::measure(&mut stage)?,
         Part::Backlog => backlog::measure(&mut stage)?,
         Part::Idle => idle::measure(&mut stage)?,
-        Part::One | Part::Five | Part::Latency | Part::Groups | Part::Nodes | Part::Lookups => {
-            Figures::new()
-        }
+        Part::One
+        | Part::Five
+        | Part::Latency
+        | Part::Groups
+        | Part::Nodes
+        | Part::HeldOpen
+        | Part::Lookups => Figures::new(),
     };
     let found = std::mem::take(&mut stage.faults);
     drop(stage);
