@@ -1,7 +1,9 @@
 -- The tables of the embedded store, by the same numbers. Identifiers are UUIDs, times are milliseconds since 1970 in
 -- UTC. Every key begins with the service, so that a store can be divided by tenant. Texts compare by their bytes.
--- Rows that every group rewrites leave half of each page free: the new version then stands in the same page, and no
--- index hears of it.
+--
+-- Rows that every group writes anew have a `version` at the end of their key, which counts up. So each look-up begins at the
+-- newest version, however many dead ones there are: while somebody leaves a transaction open PostgreSQL removes none of
+-- them, and a row that keeps its key is found by going through them all.
 
 -- `copy` and its like: what is true of the store as a whole.
 CREATE TABLE meta (
@@ -9,19 +11,24 @@ CREATE TABLE meta (
     value BYTEA NOT NULL
 );
 
--- `head` is the last number of the service's event log: kept here, so that numbers never start again when old
--- events were pruned. A hidden service is being removed. Whoever changes the roll of a service locks its row first.
--- Numbers from `extension_next` on are free unless a contact has them; below it the free ones are in `free_extensions`.
+-- A hidden service is being removed. Whoever changes anything of a service locks its row here first.
 CREATE TABLE services (
-    service        UUID PRIMARY KEY,
-    name           TEXT COLLATE "C" NOT NULL,
-    created_at     BIGINT NOT NULL,
-    head           BIGINT NOT NULL DEFAULT 0,
-    last_event_at  BIGINT NOT NULL DEFAULT 0,
-    contacts       BIGINT NOT NULL DEFAULT 0,
-    extension_next INTEGER NOT NULL DEFAULT 100,
-    hidden         BOOLEAN NOT NULL DEFAULT false
-) WITH (fillfactor = 50);
+    service    UUID PRIMARY KEY,
+    name       TEXT COLLATE "C" NOT NULL,
+    created_at BIGINT NOT NULL,
+    hidden     BOOLEAN NOT NULL DEFAULT false
+);
+
+-- One row for each service. `head` is the last number of its event log: kept here, so that numbers never start again
+-- when old events were pruned.
+CREATE TABLE rolls (
+    service       UUID NOT NULL,
+    version       BIGINT NOT NULL DEFAULT 0,
+    head          BIGINT NOT NULL DEFAULT 0,
+    last_event_at BIGINT NOT NULL DEFAULT 0,
+    contacts      BIGINT NOT NULL DEFAULT 0,
+    PRIMARY KEY (service, version)
+);
 
 CREATE TABLE apps (
     service    UUID NOT NULL,
@@ -50,6 +57,8 @@ CREATE TABLE app_secrets (
     PRIMARY KEY (service, app, number)
 );
 
+-- Which extension numbers are taken each writer keeps in memory, and brings forward from the log. An index of them would
+-- not serve it: numbers that are given up and taken again all the time leave dead entries at the lowest free ones.
 CREATE TABLE contacts (
     service     UUID NOT NULL,
     contact     UUID NOT NULL,
@@ -63,14 +72,8 @@ CREATE TABLE contacts (
     PRIMARY KEY (service, contact)
 ) WITH (fillfactor = 90);
 CREATE UNIQUE INDEX contacts_email ON contacts (service, email);
-CREATE UNIQUE INDEX contacts_extension ON contacts (service, extension) WHERE extension IS NOT NULL;
 
-CREATE TABLE free_extensions (
-    service UUID NOT NULL,
-    number  INTEGER NOT NULL,
-    PRIMARY KEY (service, number)
-);
-
+-- With the extension numbers that a change gave up and took, for those who remember which are taken.
 CREATE TABLE events (
     service         UUID NOT NULL,
     sequence        BIGINT NOT NULL,
@@ -80,6 +83,8 @@ CREATE TABLE events (
     contact_version BIGINT NOT NULL,
     full_name       TEXT COLLATE "C" NOT NULL,
     at              BIGINT NOT NULL,
+    number_freed    INTEGER,
+    number_taken    INTEGER,
     PRIMARY KEY (service, sequence)
 );
 
@@ -95,7 +100,7 @@ CREATE TABLE subscriptions (
     PRIMARY KEY (service, app)
 );
 
--- One row per subscription, rewritten in every group in which it changed.
+-- One row per subscription.
 CREATE TABLE progress (
     service          UUID NOT NULL,
     app              UUID NOT NULL,
@@ -104,8 +109,9 @@ CREATE TABLE progress (
     bitmap           BYTEA NOT NULL,
     failing_since    BIGINT,
     failing_attempts BIGINT NOT NULL DEFAULT 0,
-    PRIMARY KEY (service, app)
-) WITH (fillfactor = 50);
+    version          BIGINT NOT NULL DEFAULT 0,
+    PRIMARY KEY (service, app, version)
+);
 
 CREATE TABLE held (
     service      UUID NOT NULL,

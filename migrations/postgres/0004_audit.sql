@@ -30,8 +30,26 @@ CREATE TRIGGER audit_is_append_only BEFORE UPDATE ON audit
     FOR EACH STATEMENT EXECUTE FUNCTION audit_is_append_only();
 
 -- The last number of the service's audit log, and the time of its entry. That of the server stands in `counts`.
-ALTER TABLE services ADD COLUMN audit_head BIGINT NOT NULL DEFAULT 0;
-ALTER TABLE services ADD COLUMN audit_at BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE rolls ADD COLUMN audit_head BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE rolls ADD COLUMN audit_at BIGINT NOT NULL DEFAULT 0;
+
+-- A service with its roll, and for a copy of the store the way to put both in.
+CREATE VIEW service_states AS
+    SELECT s.service, s.name, s.created_at, s.hidden, s.floor, r.head, r.last_event_at, r.contacts, r.audit_head, r.audit_at
+    FROM services s CROSS JOIN LATERAL
+        (SELECT * FROM rolls r WHERE r.service = s.service ORDER BY r.version DESC LIMIT 1) r;
+
+CREATE FUNCTION insert_service_state() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO services (service, name, created_at, hidden, floor)
+        VALUES (NEW.service, NEW.name, NEW.created_at, NEW.hidden, NEW.floor);
+    INSERT INTO rolls (service, head, last_event_at, contacts, audit_head)
+        VALUES (NEW.service, NEW.head, NEW.last_event_at, NEW.contacts, NEW.audit_head);
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER insert_service_state INSTEAD OF INSERT ON service_states
+    FOR EACH ROW EXECUTE FUNCTION insert_service_state();
 
 -- `server_audit`: the last number of the server's audit log.
 CREATE TABLE counts (

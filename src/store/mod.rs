@@ -11,6 +11,7 @@ pub mod command;
 #[cfg(test)]
 pub mod conformance;
 pub mod copy;
+mod extension_map;
 pub mod keyring;
 pub mod postgres;
 pub mod queue;

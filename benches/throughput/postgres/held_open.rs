@@ -17,8 +17,10 @@ use crate::report::Figures;
 const NODES: usize = 3;
 /// How long each part of the measurement drives.
 const WINDOW: Duration = Duration::from_secs(10);
+/// Windows in which a roll is made, of tens of thousands of contacts that then stay as they are.
+const CREATING: usize = 2;
 /// Windows in which everything warms up: the first vacuums come.
-const WARM_UP: usize = 2;
+const WARM_UP: usize = 1;
 /// Windows that are compared: before the transaction, and the last ones of it.
 const COMPARED: usize = 3;
 /// Windows during the transaction: more than two minutes.
@@ -37,17 +39,18 @@ pub(crate) fn measure(
     let mut held = Held { run, window, changed: Changed::default() };
     let (cluster, url) = held.run.nodes(NODES, 1, "held_open")?;
     let client = runtime.block_on(connect(&url))?;
-    held.windows("warm-up", WARM_UP, &cluster, &client)?;
-    let before = held.windows("before", COMPARED, &cluster, &client)?;
+    held.windows("create", Work::Create, CREATING, &cluster, &client)?;
+    held.windows("warm-up", Work::Life, WARM_UP, &cluster, &client)?;
+    let before = held.windows("before", Work::Life, COMPARED, &cluster, &client)?;
 
     let holder = runtime.block_on(connect(&url))?;
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM services";
     runtime.block_on(holder.batch_execute(begin))?;
     let began = Instant::now();
-    let meanwhile = held.windows("held", HELD, &cluster, &client)?;
+    let meanwhile = held.windows("held", Work::Life, HELD, &cluster, &client)?;
     runtime.block_on(holder.batch_execute("COMMIT"))?;
     let seconds = began.elapsed().as_secs_f64();
-    let after = held.windows("after", COMPARED, &cluster, &client)?;
+    let after = held.windows("after", Work::Life, COMPARED, &cluster, &client)?;
     held.run.check("a transaction held open", &held.changed)?;
     cluster.stop()?;
 
@@ -77,13 +80,14 @@ impl Held<'_> {
     fn windows(
         &mut self,
         what: &str,
+        work: Work,
         count: usize,
         cluster: &Cluster<'_>,
         client: &Client,
     ) -> anyhow::Result<Vec<f64>> {
         let mut rates = Vec::new();
         for _ in 0..count {
-            let load = self.run.load(cluster, &mut self.changed, Work::Life, self.window)?;
+            let load = self.run.load(cluster, &mut self.changed, work, self.window)?;
             let rate = load.events / load.delivering;
             let dead = self.run.runtime.block_on(dead_rows(client))?;
             eprintln!("  {what:<8} {rate:>7.0} events/s   dead rows: {dead}");

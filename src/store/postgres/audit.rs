@@ -54,8 +54,9 @@ async fn take_numbers(
         (uint(&head, 0)?, time(&at, 0)?)
     } else {
         // Also when this transaction has hidden it.
-        let add = "UPDATE services SET audit_head = audit_head + $2, audit_at = greatest(audit_at, $3) \
-             WHERE service = $1 RETURNING audit_head, audit_at";
+        let add = "UPDATE rolls SET version = version + 1, audit_head = audit_head + $2, \
+             audit_at = greatest(audit_at, $3) WHERE service = $1 AND version = (SELECT version FROM rolls \
+             WHERE service = $1 ORDER BY version DESC LIMIT 1) RETURNING audit_head, audit_at";
         let row = change.query_opt(add, &[&service.uuid(), &entries, &now]).await?;
         let row = row.ok_or_else(missing)?;
         (uint(&row, 0)?, time(&row, 1)?)

@@ -74,14 +74,7 @@ impl Change<'_> {
     /// Locks the row of a service until the end of the transaction. The first thing that every command does which
     /// touches rows of a service.
     pub(super) async fn lock_service(&self, service: ServiceId) -> Result<LockedService, Stop> {
-        let row = self
-            .query_opt(
-                "SELECT head, floor FROM services WHERE service = $1 AND NOT hidden FOR NO KEY UPDATE",
-                &[&service.uuid()],
-            )
-            .await?
-            .ok_or(Error::NotFound)?;
-        Ok(LockedService { head: uint(&row, 0)?, floor: uint(&row, 1)? })
+        lock_service(self.client, service).await?.ok_or_else(|| Error::NotFound.into())
     }
 
     /// Notes a change for the audit log.
@@ -118,6 +111,20 @@ impl Change<'_> {
     ) -> Result<Option<Row>, tokio_postgres::Error> {
         query_opt(self.client, sql, params).await
     }
+}
+
+/// Locks the row of a service that is not hidden, and reads its roll.
+pub(super) async fn lock_service<S: Session>(
+    session: &S,
+    service: ServiceId,
+) -> Result<Option<LockedService>, Stop> {
+    let sql = "SELECT floor FROM services WHERE service = $1 AND NOT hidden FOR NO KEY UPDATE";
+    let Some(locked) = query_opt(session, sql, &[&service.uuid()]).await? else { return Ok(None) };
+    // In a later statement, which sees what was committed before the lock was had.
+    let sql = "SELECT head FROM rolls WHERE service = $1 ORDER BY version DESC LIMIT 1";
+    let missing = || Error::Internal("the roll of a service is missing".to_owned());
+    let roll = query_opt(session, sql, &[&service.uuid()]).await?.ok_or_else(missing)?;
+    Ok(Some(LockedService { head: uint(&roll, 0)?, floor: uint(&locked, 0)? }))
 }
 
 /// Counts up what other nodes look at to hear of changes, in the order of its names: the last statement of a transaction,

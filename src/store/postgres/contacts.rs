@@ -54,7 +54,7 @@ pub(super) async fn list_contacts<S: Session>(
         ),
     };
     let sql = format!(
-        "SELECT {COLUMNS}, s.head, {total} FROM services s LEFT JOIN LATERAL \
+        "SELECT {COLUMNS}, s.head, {total} FROM service_states s LEFT JOIN LATERAL \
          (SELECT * FROM contacts l WHERE l.service = $1 AND {filter} ORDER BY l.contact LIMIT $2 OFFSET $3) c \
          ON true WHERE s.service = $1 ORDER BY c.contact"
     );

@@ -81,6 +81,11 @@ async fn unlock(client: &Client, sql: &str) {
     }
 }
 
+/// Where the rows of a table are: those of services in two tables, behind a view.
+fn place_of(table: &Table) -> &'static str {
+    if table.name == "services" { "service_states" } else { table.name }
+}
+
 /// A PostgreSQL that no node uses.
 pub struct PostgresSide {
     client: Client,
@@ -133,7 +138,7 @@ impl PostgresSide {
     }
 
     pub(in crate::store) async fn count(&self, table: &Table) -> Result<u64, Error> {
-        let sql = format!("SELECT count(*) FROM {}", table.name);
+        let sql = format!("SELECT count(*) FROM {}", place_of(table));
         let row = self.client.query_one(&sql, &[]).await.map_err(|error| unavailable(&error))?;
         super::change::uint(&row, 0)
     }
@@ -146,7 +151,7 @@ impl PostgresSide {
         let sql = format!(
             "SELECT {} FROM {} ORDER BY {descending} DESC LIMIT 1",
             table.key_names(),
-            table.name
+            place_of(table)
         );
         let row = self.client.query_opt(&sql, &[]).await.map_err(|error| unavailable(&error))?;
         row.map(|row| values_of(&row, &table.columns[..table.key])).transpose()
@@ -166,8 +171,10 @@ impl PostgresSide {
                 format!("WHERE ({key}) > ({})", places.join(", "))
             }
         };
-        let sql =
-            format!("SELECT {names} FROM {} {filter} ORDER BY {key} LIMIT {limit}", table.name);
+        let sql = format!(
+            "SELECT {names} FROM {} {filter} ORDER BY {key} LIMIT {limit}",
+            place_of(table)
+        );
         let params = params_of(after.unwrap_or_default(), table)?;
         let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|it| &**it as _).collect();
         let rows = self.client.query(&sql, &params).await.map_err(|error| unavailable(&error))?;
@@ -181,7 +188,8 @@ impl PostgresSide {
     ) -> Result<(), Error> {
         let failed = |error: tokio_postgres::Error| unavailable(&error);
         let types: Vec<Type> = table.columns.iter().map(|(_, kind)| type_of(*kind)).collect();
-        let sql = format!("COPY {} ({}) FROM STDIN (FORMAT binary)", table.name, table.names());
+        let sql =
+            format!("COPY {} ({}) FROM STDIN (FORMAT binary)", place_of(table), table.names());
         let tx = self.client.transaction().await.map_err(failed)?;
         let sink = tx.copy_in(&sql).await.map_err(failed)?;
         let writer = BinaryCopyInWriter::new(sink, &types);
@@ -206,7 +214,7 @@ impl PostgresSide {
         self.client.batch_execute("ANALYZE").await.map_err(|error| unavailable(&error))
     }
 
-    /// The ends of the audit logs, the first free extension numbers, and the tickets.
+    /// The ends of the audit logs, and the tickets.
     pub(in crate::store) async fn finish(&mut self, server_audit: u64) -> Result<(), Error> {
         let failed = |error: tokio_postgres::Error| unavailable(&error);
         let tx = self.client.transaction().await.map_err(failed)?;
@@ -216,16 +224,8 @@ impl PostgresSide {
         )
         .await
         .map_err(failed)?;
-        // Extension numbers begin at 100 and are taken without a gap up to the next one, so none below it is free.
         tx.batch_execute(
-            "UPDATE services s SET extension_next = 100 + taken.count FROM ( \
-                 SELECT service, count(*) FROM ( \
-                     SELECT service, extension - row_number() OVER (PARTITION BY service ORDER BY extension) AS gaps \
-                     FROM contacts WHERE extension IS NOT NULL \
-                 ) numbered WHERE gaps = 99 GROUP BY service \
-             ) taken WHERE taken.service = s.service; \
-             DELETE FROM free_extensions; \
-             UPDATE services s SET audit_at = coalesce((SELECT at FROM audit a WHERE a.service = s.service \
+            "UPDATE rolls r SET audit_at = coalesce((SELECT at FROM audit a WHERE a.service = r.service \
              ORDER BY first DESC LIMIT 1), 0); \
              UPDATE counts SET count = coalesce((SELECT max(at) FROM audit \
              WHERE service = '00000000-0000-0000-0000-000000000000'), 0) WHERE name = 'server_audit_at'; \

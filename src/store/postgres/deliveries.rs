@@ -156,7 +156,7 @@ pub(super) async fn list_later_events<S: Session>(
     sequence: u64,
 ) -> Result<LaterEvents, Stop> {
     let most = i64::try_from(LATER_EVENTS_MAX).unwrap_or(i64::MAX);
-    let sql = "SELECT s.head, l.sequence FROM services s \
+    let sql = "SELECT s.head, l.sequence FROM service_states s \
          LEFT JOIN events e ON e.service = s.service AND e.sequence = $2 \
          LEFT JOIN LATERAL (SELECT n.sequence FROM events n WHERE n.service = $1 AND n.sequence > $2 \
          AND n.contact = e.contact ORDER BY n.sequence DESC LIMIT $3) l ON true \

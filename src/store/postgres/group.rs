@@ -5,7 +5,7 @@
 //! before it, and nothing of what it read can change any more. Then everything is decided in memory
 //! (`overlay.rs`). The second writes, and commits. All statements of a round trip are sent at once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use deadpool_postgres::ClientWrapper;
 use futures_util::future::try_join_all;
@@ -13,12 +13,13 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::change::{column, time, uint};
-use super::overlay::{ContactState, KeptAnswer, Making, Needs, Overlay, ServiceState, TAKEN_SPARE};
+use super::change::{column, int, time, uint};
+use super::numbers::{self, BEHIND_MAX, Numbers, Remembered};
+use super::overlay::{ContactState, KeptAnswer, Making, Needs, Overlay, ServiceState};
 use super::ownership::Ownership;
 use super::statements::{Reading, Statements};
 use super::writer::{Failure, Outcome};
-use super::writes::{Key, RecordWrites, Writes, pairs};
+use super::writes::{Key, NewProgress, RecordWrites, Writes, pairs};
 use crate::domain::audit::{Action, Origin, Subject};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ContactId, IdMaker, ServiceId};
@@ -89,11 +90,23 @@ impl Asked {
 /// Runs the group up to its commit, which the caller sends: with the outcome that holds if it succeeds.
 pub(super) async fn run(
     setting: Setting<'_>,
+    remembered: &mut Remembered,
     group: Uuid,
     work: &Work<'_>,
 ) -> Result<(Outcome, Writes), Failure> {
     let asked = Asked::of(work);
-    let read = read(setting, group, &asked).await?;
+    let mut numbers = BTreeMap::new();
+    for service in &asked.needs.numbers {
+        let known = match remembered.take(*service) {
+            Some(known) => Some(known),
+            // Before any lock is held: it may be much.
+            None => numbers::read(setting.client, setting.statements, *service).await?,
+        };
+        if let Some(known) = known {
+            numbers.insert(*service, known);
+        }
+    }
+    let read = read(setting, group, &asked, numbers).await?;
     let mut overlay = read.overlay;
     let mut commit = Commit::default();
     let mut records = RecordWrites::default();
@@ -113,8 +126,13 @@ pub(super) async fn run(
         replies.push(decide(&mut overlay, making, command));
     }
     commit.events.clone_from(&overlay.events);
+    let numbers = overlay.services.iter_mut().filter_map(|(service, row)| {
+        let taken = row.numbers.take()?;
+        Some((*service, Numbers { head: row.head, taken }))
+    });
+    let numbers = numbers.collect();
     let writes = Writes::of(setting.now, overlay, records);
-    Ok((Outcome { commit, recorded, replies }, writes))
+    Ok((Outcome { commit, recorded, replies, numbers }, writes))
 }
 
 fn decide(overlay: &mut Overlay, making: Making<'_>, command: &Command) -> Result<Reply, Error> {
@@ -135,6 +153,7 @@ fn decide(overlay: &mut Overlay, making: Making<'_>, command: &Command) -> Resul
 
 /// What was found of a subscription's progress.
 struct ProgressRow {
+    version: u64,
     generation: u64,
     failed_attempts: u64,
 }
@@ -146,27 +165,20 @@ struct ReadRows {
 }
 
 /// Begins the transaction, locks, and reads.
-async fn read(setting: Setting<'_>, group: Uuid, asked: &Asked) -> Result<ReadRows, Failure> {
+async fn read(
+    setting: Setting<'_>,
+    group: Uuid,
+    asked: &Asked,
+    mut numbers: BTreeMap<ServiceId, Numbers>,
+) -> Result<ReadRows, Failure> {
     let Setting { client, statements, now, .. } = setting;
     let needs = &asked.needs;
     let services: Vec<Uuid> = needs.services.iter().map(|service| service.uuid()).collect();
-    let (free_services, free_counts): (Vec<Uuid>, Vec<i32>) = needs
-        .free
-        .iter()
-        .map(|(service, count)| (service.uuid(), i32::try_from(*count).unwrap_or(i32::MAX)))
-        .unzip();
-    let spare = i32::try_from(TAKEN_SPARE).unwrap_or(i32::MAX);
-    let taken_counts: Vec<i32> =
-        free_counts.iter().map(|count| count.saturating_add(spare)).collect();
+    let (number_services, number_heads) =
+        pairs(numbers.iter().map(|(service, known)| (service.uuid(), int(known.head))));
     let contacts = pairs(needs.contacts.iter().map(|(service, id)| (service.uuid(), id.uuid())));
     let emails =
         pairs(needs.emails.iter().map(|(service, email)| (service.uuid(), email.as_str())));
-    let extensions = pairs(
-        needs
-            .extensions
-            .iter()
-            .map(|(service, number)| (service.uuid(), i32::try_from(*number).unwrap_or(i32::MAX))),
-    );
     let key_services: Vec<Uuid> = needs.keys.iter().map(|(service, ..)| service.uuid()).collect();
     let key_apps: Vec<Uuid> = needs.keys.iter().map(|(_, app, _)| app.uuid()).collect();
     let key_texts: Vec<&str> = needs.keys.iter().map(|(.., key)| key.as_str()).collect();
@@ -174,20 +186,23 @@ async fn read(setting: Setting<'_>, group: Uuid, asked: &Asked) -> Result<ReadRo
     let progress = pairs(asked.progress.iter().map(|(service, app)| (service.uuid(), app.uuid())));
 
     // In this order: the locks first.
-    let all: [(Reading, bool, Params<'_>); 9] = [
+    let all: [(Reading, bool, Params<'_>); 8] = [
         (Reading::Services, services.is_empty(), vec![&services]),
         (Reading::Shards, asked.shards.is_empty(), vec![&asked.shards]),
         (Reading::Progress, progress.0.is_empty(), vec![&progress.0, &progress.1]),
+        (Reading::Rolls, services.is_empty(), vec![&services]),
         (Reading::Contacts, contacts.0.is_empty(), vec![&contacts.0, &contacts.1]),
         (Reading::Emails, emails.0.is_empty(), vec![&emails.0, &emails.1]),
-        (Reading::Extensions, extensions.0.is_empty(), vec![&extensions.0, &extensions.1]),
         (
             Reading::Keys,
             key_services.is_empty(),
             vec![&key_services, &key_apps, &key_texts, &keys_after],
         ),
-        (Reading::Free, free_services.is_empty(), vec![&free_services, &free_counts]),
-        (Reading::Taken, free_services.is_empty(), vec![&free_services, &taken_counts]),
+        (
+            Reading::Numbers,
+            number_services.is_empty(),
+            vec![&number_services, &number_heads, &BEHIND_MAX],
+        ),
     ];
     let queries: Vec<(Reading, Params<'_>)> = all
         .into_iter()
@@ -208,15 +223,35 @@ async fn read(setting: Setting<'_>, group: Uuid, asked: &Asked) -> Result<ReadRo
     let rows = rows.map_err(Failure::before_commit)?;
     let mut found =
         ReadRows { overlay: Overlay::default(), shards: HashMap::new(), progress: HashMap::new() };
+    let mut behind: HashMap<ServiceId, i64> = HashMap::new();
     for ((reading, _), rows) in queries.iter().zip(rows) {
         for row in rows {
-            take_row(&mut found, *reading, &row).map_err(Failure::Broken)?;
+            if *reading == Reading::Numbers {
+                let service = service_at(&row).map_err(Failure::Broken)?;
+                *behind.entry(service).or_default() += 1;
+                if let Some(known) = numbers.get_mut(&service) {
+                    let freed = column(&row, 1).map_err(Failure::Broken)?;
+                    known.follow(freed, column(&row, 2).map_err(Failure::Broken)?);
+                }
+            } else {
+                take_row(&mut found, *reading, &row).map_err(Failure::Broken)?;
+            }
         }
+    }
+    for (service, known) in numbers {
+        let Some(state) = found.overlay.services.get_mut(&service) else { continue };
+        let pruned = state.floor > known.head;
+        let too_far = behind.get(&service).is_some_and(|events| *events >= BEHIND_MAX);
+        // A head that went back is another database's.
+        state.numbers = if pruned || too_far || state.head < known.head {
+            numbers::read(client, statements, service).await?.map(|numbers| numbers.taken)
+        } else {
+            Some(known.taken)
+        };
     }
     for key in &needs.emails {
         found.overlay.emails.entry(key.clone()).or_insert(None);
     }
-    read_more_taken(setting, needs, &mut found.overlay).await?;
     Ok(found)
 }
 
@@ -238,11 +273,6 @@ pub(super) async fn begin(
     }
 }
 
-fn number(row: &Row, at: usize) -> Result<u32, Error> {
-    let number: i32 = column(row, at)?;
-    u32::try_from(number).map_err(|_| Error::Internal(format!("a stored number is {number}")))
-}
-
 fn service_at(row: &Row) -> Result<ServiceId, Error> {
     column(row, 0).map(ServiceId::from_uuid)
 }
@@ -251,16 +281,19 @@ fn take_row(found: &mut ReadRows, reading: Reading, row: &Row) -> Result<(), Err
     let overlay = &mut found.overlay;
     match reading {
         Reading::Services => {
-            let state = ServiceState {
-                head: uint(row, 1)?,
-                last_event_at: time(row, 2)?,
-                contacts: uint(row, 3)?,
-                extension_next: number(row, 4)?,
-                audit_head: uint(row, 5)?,
-                audit_at: time(row, 6)?,
-                ..ServiceState::default()
-            };
+            let state = ServiceState { floor: uint(row, 1)?, ..ServiceState::default() };
             overlay.services.insert(service_at(row)?, state);
+        }
+        Reading::Rolls => {
+            // Not there when the service is hidden, and so not locked.
+            if let Some(state) = overlay.services.get_mut(&service_at(row)?) {
+                state.version = uint(row, 1)?;
+                state.head = uint(row, 2)?;
+                state.last_event_at = time(row, 3)?;
+                state.contacts = uint(row, 4)?;
+                state.audit_head = uint(row, 5)?;
+                state.audit_at = time(row, 6)?;
+            }
         }
         Reading::Shards => {
             let shard = Shard::from_number(column(row, 0)?);
@@ -269,8 +302,11 @@ fn take_row(found: &mut ReadRows, reading: Reading, row: &Row) -> Result<(), Err
         }
         Reading::Progress => {
             let key = (service_at(row)?, AppId::from_uuid(column(row, 1)?));
-            let progress =
-                ProgressRow { generation: uint(row, 2)?, failed_attempts: uint(row, 3)? };
+            let progress = ProgressRow {
+                version: uint(row, 2)?,
+                generation: uint(row, 3)?,
+                failed_attempts: uint(row, 4)?,
+            };
             found.progress.insert(key, progress);
         }
         Reading::Contacts => {
@@ -288,53 +324,13 @@ fn take_row(found: &mut ReadRows, reading: Reading, row: &Row) -> Result<(), Err
             let key = (service_at(row)?, column(row, 1)?);
             overlay.emails.insert(key, Some(ContactId::from_uuid(column(row, 2)?)));
         }
-        Reading::Extensions => {
-            let key = (service_at(row)?, number(row, 1)?);
-            overlay.extensions.insert(key, Some(ContactId::from_uuid(column(row, 2)?)));
-        }
         Reading::Keys => {
             let key = (service_at(row)?, AppId::from_uuid(column(row, 1)?), column(row, 2)?);
             let kept = KeptAnswer { request_hash: column(row, 3)?, answer: column(row, 4)? };
             overlay.answers.insert(key, kept);
         }
-        Reading::Free => {
-            if let Some(state) = overlay.services.get_mut(&service_at(row)?) {
-                state.free.insert(number(row, 1)?);
-            }
-        }
-        Reading::Taken => {
-            if let Some(state) = overlay.services.get_mut(&service_at(row)?) {
-                state.taken.insert(number(row, 1)?);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Reads on where a long run of numbers that callers chose stands in the way of a free one.
-async fn read_more_taken(
-    setting: Setting<'_>,
-    needs: &Needs,
-    overlay: &mut Overlay,
-) -> Result<(), Failure> {
-    for (service, wanted) in &needs.free {
-        let mut limit = wanted + TAKEN_SPARE;
-        while let Some(state) = overlay.services.get_mut(service)
-            && !state.can_find(*wanted, state.taken.len() < limit)
-        {
-            limit = limit.saturating_mul(8);
-            let services = vec![service.uuid()];
-            let counts = vec![i32::try_from(limit).unwrap_or(i32::MAX)];
-            let params: Params<'_> = vec![&services, &counts];
-            let rows = setting
-                .client
-                .query(setting.statements.reading(Reading::Taken), &params)
-                .await
-                .map_err(Failure::before_commit)?;
-            for row in &rows {
-                state.taken.insert(number(row, 1).map_err(Failure::Broken)?);
-            }
-        }
+        // Follows what is remembered, not what was read.
+        Reading::Numbers => {}
     }
     Ok(())
 }
@@ -360,6 +356,11 @@ fn decide_record(
     if let Some(reason) = &record.disable {
         writes.disabled.push((record.service, record.app, reason.clone()));
     }
-    writes.progress.push((key, record.clone(), failed));
+    writes.progress.push(NewProgress {
+        key,
+        record: record.clone(),
+        failed_attempts: failed,
+        version: row.version,
+    });
     Ok(())
 }

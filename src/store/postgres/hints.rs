@@ -307,7 +307,7 @@ impl Ears {
         let failed = |error: tokio_postgres::Error| unavailable(&error);
         client.batch_execute(&format!("LISTEN {CHANNEL}")).await.map_err(failed)?;
         let prepare = async |sql: &str| client.prepare(sql).await.map_err(failed);
-        let heads = prepare("SELECT service, head FROM services WHERE NOT hidden").await?;
+        let heads = prepare(events::HEADS).await?;
         let counts =
             prepare("SELECT name, count FROM counts WHERE name = 'tenancy' OR name LIKE 'shard/%'")
                 .await?;

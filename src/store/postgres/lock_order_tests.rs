@@ -115,8 +115,8 @@ impl Shared {
                 {
                     let event = EventId::make(&self.stage.ids, NOW).uuid();
                     sql.push_str(&format!(
-                        "UPDATE services SET head = head + 1 WHERE service = '{0}'; \
-                         INSERT INTO events SELECT '{0}', head, '{event}', '{contact}', 2, head, 'Ana', {1} + head * 1000 FROM services \
+                        "UPDATE rolls SET head = head + 1 WHERE service = '{0}'; \
+                         INSERT INTO events SELECT '{0}', head, '{event}', '{contact}', 2, head, 'Ana', {1} + head * 1000 FROM rolls \
                          WHERE service = '{0}';",
                         service.uuid(),
                         NOW.millis()
@@ -127,7 +127,7 @@ impl Shared {
                 "SELECT 1 FROM progress ORDER BY service, app FOR UPDATE; \
                  INSERT INTO held SELECT p.service, p.app, e.sequence, '{contact}', 0, 0, 0 FROM progress p \
                  JOIN events e ON e.service = p.service WHERE e.sequence % 5 = 0 ON CONFLICT DO NOTHING; \
-                 UPDATE progress p SET cursor = s.head FROM services s WHERE s.service = p.service;"
+                 UPDATE progress p SET cursor = s.head FROM rolls s WHERE s.service = p.service;"
             ));
             client.batch_execute(&sql).await?;
             count(client, &shards, false).await?;
@@ -142,7 +142,7 @@ impl Shared {
         let mut moved = 0;
         while self.working.get() > 0 {
             // Keeps about ten events of each log.
-            let row = client.query_one("SELECT max(head) FROM services", &[]).await?;
+            let row = client.query_one("SELECT max(head) FROM rolls", &[]).await?;
             let now = Timestamp::from_millis(NOW.millis() + (row.get::<_, i64>(0) - 10) * 1000);
             let slice = upkeep.run_slice(client, now).await?;
             moved += u64::try_from(slice.subscriptions.len()).unwrap();

@@ -19,6 +19,7 @@ mod membership;
 mod migrate;
 mod node_list;
 mod nodes;
+mod numbers;
 mod overlay;
 mod ownership;
 mod progress;

@@ -14,26 +14,22 @@ use crate::domain::contact::{
     ContactPatch, Field, FieldError, FieldValue, StaffContact, check_create, decide_create,
     decide_edit,
 };
-use crate::domain::contact_rules::{EXTENSION_MAX, fold_email};
+use crate::domain::contact_rules::fold_email;
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{AppId, ContactId, EventId, IdMaker, ServiceId};
 use crate::store::Error;
 use crate::store::audit_rows::Audit;
 use crate::store::command::{ContactAnswer, ContactChange, IdempotencyKey, IfMatch};
-
-/// Extension numbers above `extension_next` that are read beside those that will be needed: numbers that callers chose
-/// stand there, and are few.
-pub(super) const TAKEN_SPARE: usize = 64;
+use crate::store::extension_map::ExtensionMap;
 
 /// What a group must read before it can be decided.
 #[derive(Debug, Default)]
 pub(super) struct Needs {
     pub(super) contacts: BTreeSet<(ServiceId, ContactId)>,
     pub(super) emails: BTreeSet<(ServiceId, String)>,
-    pub(super) extensions: BTreeSet<(ServiceId, u32)>,
     pub(super) keys: BTreeSet<(ServiceId, AppId, String)>,
-    /// How many extension numbers each service may have to find.
-    pub(super) free: BTreeMap<ServiceId, usize>,
+    /// Services in which an extension number may be taken.
+    pub(super) numbers: BTreeSet<ServiceId>,
     pub(super) services: BTreeSet<ServiceId>,
 }
 
@@ -54,24 +50,17 @@ impl Needs {
                 if let Some(Some(FieldValue::Text(email))) = wish.get(Field::Email) {
                     self.emails.insert((service, fold_email(email)));
                 }
-                self.add_extension(service, wish);
-                *self.free.entry(service).or_default() += 1;
+                self.numbers.insert(service);
             }
             ContactChange::Edit { id, patch, .. } => {
                 self.contacts.insert((service, *id));
-                self.add_extension(service, patch);
+                if wanted_extension(patch).is_some() {
+                    self.numbers.insert(service);
+                }
             }
             ContactChange::Delete { id, .. } => {
                 self.contacts.insert((service, *id));
             }
-        }
-    }
-
-    fn add_extension(&mut self, service: ServiceId, wish: &ContactPatch) {
-        if let Some(number) = wanted_extension(wish) {
-            self.extensions.insert((service, number));
-            // It may be one of those that were read as free.
-            *self.free.entry(service).or_default() += 1;
         }
     }
 }
@@ -83,67 +72,19 @@ fn wanted_extension(wish: &ContactPatch) -> Option<u32> {
     }
 }
 
-/// The row of a service.
+/// The row of a service, and that of its roll.
 #[derive(Debug, Default)]
 pub(super) struct ServiceState {
+    pub(super) floor: u64,
+    pub(super) version: u64,
     pub(super) head: u64,
     pub(super) last_event_at: Timestamp,
     pub(super) contacts: u64,
-    pub(super) extension_next: u32,
     pub(super) audit_head: u64,
     pub(super) audit_at: Timestamp,
-    /// Free numbers below `extension_next`, the lowest ones.
-    pub(super) free: BTreeSet<u32>,
-    /// Numbers from `extension_next` on that are taken, the lowest ones.
-    pub(super) taken: BTreeSet<u32>,
+    /// Which extension numbers are taken, where the group may take one.
+    pub(super) numbers: Option<ExtensionMap>,
     pub(super) changed: bool,
-}
-
-impl ServiceState {
-    /// The lowest extension number that no contact has.
-    fn lowest_free(&self) -> Option<u32> {
-        if let Some(number) = self.free.first() {
-            return Some(*number);
-        }
-        let mut number = self.extension_next;
-        for taken in self.taken.range(number..) {
-            if *taken != number {
-                break;
-            }
-            number += 1;
-        }
-        (number <= EXTENSION_MAX).then_some(number)
-    }
-
-    fn take(&mut self, number: u32) {
-        if number < self.extension_next {
-            self.free.remove(&number);
-            return;
-        }
-        self.taken.insert(number);
-        // What lies behind the next number and was taken stays so; it is in the list of free ones once it is given up.
-        while self.taken.remove(&self.extension_next) {
-            self.extension_next += 1;
-        }
-    }
-
-    fn give_up(&mut self, number: u32) {
-        if number < self.extension_next {
-            self.free.insert(number);
-        } else {
-            self.taken.remove(&number);
-        }
-    }
-
-    /// Whether so many numbers can be found with what was read.
-    pub(super) fn can_find(&self, numbers: usize, read_all_taken: bool) -> bool {
-        if read_all_taken {
-            return true;
-        }
-        let Some(last) = self.taken.last() else { return false };
-        let span = (last + 1).saturating_sub(self.extension_next) as usize;
-        self.free.len() + span.saturating_sub(self.taken.len()) >= numbers
-    }
 }
 
 /// A stored answer to an idempotency key.
@@ -170,19 +111,25 @@ pub(super) struct ContactState {
     pub(super) email: String,
 }
 
+/// The extension number of a contact before and after a change, where it is another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Move {
+    pub(super) freed: Option<u32>,
+    pub(super) taken: Option<u32>,
+}
+
 /// Everything that was read, and what became of it.
 #[derive(Debug, Default)]
 pub(super) struct Overlay {
     pub(super) services: BTreeMap<ServiceId, ServiceState>,
     pub(super) contacts: BTreeMap<(ServiceId, ContactId), ContactState>,
-    /// Who has an e-mail or a number; `None` when nobody has.
+    /// Who has an e-mail; `None` when nobody has.
     pub(super) emails: HashMap<(ServiceId, String), Option<ContactId>>,
-    pub(super) extensions: HashMap<(ServiceId, u32), Option<ContactId>>,
     pub(super) answers: HashMap<(ServiceId, AppId, String), KeptAnswer>,
-    /// Numbers that were taken or given up.
-    pub(super) moved_extensions: BTreeSet<(ServiceId, u32)>,
     pub(super) new_answers: Vec<NewAnswer>,
     pub(super) events: Vec<Arc<Event>>,
+    /// For each event, the extension numbers that it gave up and took.
+    pub(super) moves: Vec<Move>,
     pub(super) audit: Audit,
 }
 
@@ -243,7 +190,7 @@ impl Overlay {
         check_create(&wish).map_err(Error::Refused)?;
         let free = match wanted_extension(&wish) {
             Some(_) => None,
-            None => self.services.get(&service).and_then(ServiceState::lowest_free),
+            None => self.numbers(service)?.lowest_free(),
         };
         let id = ContactId::make(making.ids, making.now);
         let contact = decide_create(wish, id, free, making.now).map_err(Error::Refused)?;
@@ -253,15 +200,15 @@ impl Overlay {
             let taken = FieldError::new("email", "is taken by another contact of this service");
             return Err(Error::Conflict(taken));
         }
-        self.check_extension(service, &contact)?;
+        self.check_extension(service, &contact, None)?;
         self.emails.insert(place.clone(), Some(id));
-        self.move_extension(service, id, None, contact.fields.extension());
+        let moved = self.move_extension(service, None, contact.fields.extension());
         let state = ContactState { stored: None, now: Some(contact.clone()), email: place.1 };
         self.contacts.insert((service, id), state);
         if let Some(row) = self.services.get_mut(&service) {
             row.contacts += 1;
         }
-        self.append(making, service, &contact, EventKind::Create);
+        self.append(making, service, &contact, EventKind::Create, moved);
         Ok(ContactAnswer::Created(Box::new(contact)))
     }
 
@@ -278,12 +225,13 @@ impl Overlay {
         else {
             return Ok(ContactAnswer::Edited(Box::new(current)));
         };
-        self.check_extension(service, &contact)?;
-        self.move_extension(service, id, current.fields.extension(), contact.fields.extension());
+        let before = current.fields.extension();
+        self.check_extension(service, &contact, before)?;
+        let moved = self.move_extension(service, before, contact.fields.extension());
         if let Some(state) = self.contacts.get_mut(&(service, id)) {
             state.now = Some(contact.clone());
         }
-        self.append(making, service, &contact, EventKind::Edit);
+        self.append(making, service, &contact, EventKind::Edit, moved);
         Ok(ContactAnswer::Edited(Box::new(contact)))
     }
 
@@ -299,12 +247,12 @@ impl Overlay {
             state.now = None;
             self.emails.insert((service, state.email.clone()), None);
         }
-        self.move_extension(service, id, contact.fields.extension(), None);
+        let moved = self.move_extension(service, contact.fields.extension(), None);
         if let Some(row) = self.services.get_mut(&service) {
             row.contacts = row.contacts.saturating_sub(1);
         }
         contact.version += 1;
-        self.append(making, service, &contact, EventKind::Delete);
+        self.append(making, service, &contact, EventKind::Delete, moved);
         Ok(ContactAnswer::Deleted(id))
     }
 
@@ -323,11 +271,20 @@ impl Overlay {
         }
     }
 
+    fn numbers(&self, service: ServiceId) -> Result<&ExtensionMap, Error> {
+        let numbers = self.services.get(&service).and_then(|row| row.numbers.as_ref());
+        numbers.ok_or_else(|| Error::Internal("extension numbers were not read".to_owned()))
+    }
+
     /// Refuses a number that another contact has.
-    fn check_extension(&self, service: ServiceId, contact: &StaffContact) -> Result<(), Error> {
+    fn check_extension(
+        &self,
+        service: ServiceId,
+        contact: &StaffContact,
+        before: Option<u32>,
+    ) -> Result<(), Error> {
         let Some(number) = contact.fields.extension() else { return Ok(()) };
-        let holder = self.extensions.get(&(service, number)).copied().flatten();
-        if holder.is_some_and(|holder| holder != contact.id) {
+        if before != Some(number) && self.numbers(service)?.is_taken(number) {
             let taken = format!("{number} is taken by another contact of this service");
             return Err(Error::Conflict(FieldError::new("extensionNumber", taken)));
         }
@@ -337,24 +294,22 @@ impl Overlay {
     fn move_extension(
         &mut self,
         service: ServiceId,
-        id: ContactId,
         before: Option<u32>,
         after: Option<u32>,
-    ) {
+    ) -> Move {
         if before == after {
-            return;
+            return Move::default();
         }
-        let Some(row) = self.services.get_mut(&service) else { return };
-        if let Some(number) = before {
-            row.give_up(number);
-            self.extensions.insert((service, number), None);
-            self.moved_extensions.insert((service, number));
+        let numbers = self.services.get_mut(&service).and_then(|row| row.numbers.as_mut());
+        // Whoever remembers them without having read them now brings them forward from the events.
+        if let Some(numbers) = numbers {
+            for (number, taken) in [(before, false), (after, true)] {
+                if let Some(number) = number {
+                    numbers.set(number, taken);
+                }
+            }
         }
-        if let Some(number) = after {
-            row.take(number);
-            self.extensions.insert((service, number), Some(id));
-            self.moved_extensions.insert((service, number));
-        }
+        Move { freed: before, taken: after }
     }
 
     fn append(
@@ -363,6 +318,7 @@ impl Overlay {
         service: ServiceId,
         contact: &StaffContact,
         kind: EventKind,
+        moved: Move,
     ) {
         let Some(row) = self.services.get_mut(&service) else { return };
         // A clock that was set back, or that of another node, must not make an event older than the one before it.
@@ -382,19 +338,6 @@ impl Overlay {
         };
         self.audit.note_contact(service, making.origin, kind, contact.id, event.sequence);
         self.events.push(Arc::new(event));
-    }
-
-    /// The numbers that went into the list of free ones (`true`) or out of it.
-    pub(super) fn free_changes(&self) -> Vec<(ServiceId, u32, bool)> {
-        let free = |(service, number): &(ServiceId, u32)| {
-            let below = self.services.get(service).is_some_and(|row| *number < row.extension_next);
-            let held = self.extensions.get(&(*service, *number)).copied().flatten().is_some();
-            (*service, *number, below && !held)
-        };
-        self.moved_extensions.iter().map(free).collect()
+        self.moves.push(moved);
     }
 }
-
-#[cfg(test)]
-#[path = "overlay_tests.rs"]
-mod tests;

@@ -24,7 +24,7 @@ async fn pages_of_the_roll_and_of_the_log_are_of_one_state() {
             service.uuid()
         )).await;
     }
-    stage.sql("UPDATE services SET contacts = 3").await;
+    stage.sql("UPDATE rolls SET contacts = 3").await;
     let list = async |offset, limit, name: Option<&str>| {
         let query = ContactQuery { offset, limit, full_name: name.map(str::to_owned) };
         let list = stage.reader.list_contacts(service, query).await.unwrap();

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::change::{Stop, column, count, int, time_or_none, uint};
+use super::change::{Stop, column, count, int, lock_service, time_or_none, uint};
 use super::deliveries::extend_gap;
 use super::progress;
 use super::session::{Session, execute, query, query_opt};
@@ -46,7 +46,7 @@ pub(super) async fn find_old<S: Session>(
 ) -> Result<Found, Stop> {
     let sql = "SELECT s.service, (SELECT e.at FROM events e WHERE e.service = s.service \
          AND e.sequence > s.floor AND e.sequence < s.head ORDER BY e.sequence LIMIT 1) \
-         FROM services s WHERE s.service > $1 AND NOT s.hidden ORDER BY s.service LIMIT $2";
+         FROM service_states s WHERE s.service > $1 AND NOT s.hidden ORDER BY s.service LIMIT $2";
     // No service has this number.
     let from = position.unwrap_or(crate::domain::audit::SERVER);
     let services = query(session, sql, &[&from.uuid(), &SLICE_SERVICES]).await?;
@@ -83,17 +83,14 @@ pub(super) async fn remove_events<S: Session>(
     limit: u64,
 ) -> Result<Pruned, Stop> {
     let mut pruned = Pruned::default();
-    let sql =
-        "SELECT floor, head FROM services WHERE service = $1 AND NOT hidden FOR NO KEY UPDATE";
     let key = service.uuid();
-    let Some(locked) = query_opt(session, sql, &[&key]).await? else {
+    let Some(locked) = lock_service(session, service).await? else {
         return Ok(pruned);
     };
-    let (floor, head) = (uint(&locked, 0)?, uint(&locked, 1)?);
     // Times never go back within a log.
     let sql = "SELECT max(sequence) FROM (SELECT sequence, at FROM events WHERE service = $1 \
          AND sequence > $2 AND sequence < $3 ORDER BY sequence LIMIT $4) e WHERE at < $5";
-    let (from, to, most) = (int(floor), int(head), int(limit));
+    let (from, to, most) = (int(locked.floor), int(locked.head), int(limit));
     let found = query_opt(session, sql, &[&key, &from, &to, &most, &before.millis()]).await?;
     let last: Option<i64> = found.map_or(Ok(None), |row| column(&row, 0))?;
     let Some(last) = last else { return Ok(pruned) };

@@ -10,19 +10,18 @@ pub(super) enum Reading {
     Services,
     Shards,
     Progress,
+    Rolls,
     Contacts,
     Emails,
-    Extensions,
     Keys,
-    Free,
-    Taken,
+    Numbers,
 }
 
-const READING: [(Reading, &str); 9] = [
+const READING: [(Reading, &str); 8] = [
     // The locks come first, each in the order of its keys: two groups then wait for each other in one direction only.
     (
         Reading::Services,
-        "SELECT service, head, last_event_at, contacts, extension_next, audit_head, audit_at FROM services \
+        "SELECT service, floor FROM services \
          WHERE service = ANY($1) AND NOT hidden ORDER BY service FOR NO KEY UPDATE",
     ),
     (
@@ -31,44 +30,43 @@ const READING: [(Reading, &str); 9] = [
     ),
     (
         Reading::Progress,
-        "SELECT p.service, p.app, p.generation, p.failed_attempts FROM progress p \
-         JOIN unnest($1::uuid[], $2::uuid[]) AS k (service, app) ON p.service = k.service AND p.app = k.app \
-         ORDER BY p.service, p.app FOR NO KEY UPDATE OF p",
+        // One after the other as they stand in the arrays.
+        "SELECT k.service, k.app, p.version, p.generation, p.failed_attempts \
+         FROM unnest($1::uuid[], $2::uuid[]) AS k (service, app) \
+         CROSS JOIN LATERAL (SELECT * FROM progress p WHERE p.service = k.service AND p.app = k.app \
+         ORDER BY p.version DESC LIMIT 1 FOR NO KEY UPDATE) p",
     ),
+    (
+        Reading::Rolls,
+        "SELECT k.service, r.version, r.head, r.last_event_at, r.contacts, r.audit_head, r.audit_at \
+         FROM unnest($1::uuid[]) AS k (service) \
+         CROSS JOIN LATERAL (SELECT * FROM rolls r WHERE r.service = k.service ORDER BY r.version DESC LIMIT 1) r",
+    ),
+    // What is between LATERAL and OFFSET 0 is looked up for one key after the other, whatever the planner thinks of the size
+    // of the table.
     (
         Reading::Contacts,
         "SELECT c.contact, c.version, c.created_at, c.updated_at, c.fields, c.service, c.email \
          FROM unnest($1::uuid[], $2::uuid[]) AS k (service, contact) \
-         JOIN contacts c ON c.service = k.service AND c.contact = k.contact",
+         CROSS JOIN LATERAL (SELECT * FROM contacts c WHERE c.service = k.service AND c.contact = k.contact OFFSET 0) c",
     ),
     (
         Reading::Emails,
-        "SELECT c.service, c.email, c.contact FROM unnest($1::uuid[], $2::text[]) AS k (service, email) \
-         JOIN contacts c ON c.service = k.service AND c.email = k.email",
-    ),
-    (
-        Reading::Extensions,
-        "SELECT c.service, c.extension, c.contact FROM unnest($1::uuid[], $2::int[]) AS k (service, extension) \
-         JOIN contacts c ON c.service = k.service AND c.extension = k.extension AND c.extension IS NOT NULL",
+        "SELECT k.service, k.email, c.contact FROM unnest($1::uuid[], $2::text[]) AS k (service, email) \
+         CROSS JOIN LATERAL (SELECT contact FROM contacts c WHERE c.service = k.service AND c.email = k.email OFFSET 0) c",
     ),
     (
         Reading::Keys,
-        "SELECT i.service, i.app, i.key, i.request_hash, i.answer \
+        "SELECT k.service, k.app, k.key, i.request_hash, i.answer \
          FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS k (service, app, key) \
-         JOIN idempotency_keys i ON i.service = k.service AND i.app = k.app AND i.key = k.key WHERE i.at > $4",
+         CROSS JOIN LATERAL (SELECT * FROM idempotency_keys i WHERE i.service = k.service AND i.app = k.app \
+         AND i.key = k.key AND i.at > $4 OFFSET 0) i",
     ),
     (
-        Reading::Free,
-        "SELECT k.service, f.number FROM unnest($1::uuid[], $2::int[]) AS k (service, wanted) \
-         CROSS JOIN LATERAL (SELECT number FROM free_extensions f WHERE f.service = k.service \
-         ORDER BY number LIMIT k.wanted) f",
-    ),
-    (
-        Reading::Taken,
-        "SELECT k.service, t.extension FROM unnest($1::uuid[], $2::int[]) AS k (service, wanted) \
-         JOIN services s ON s.service = k.service \
-         CROSS JOIN LATERAL (SELECT extension FROM contacts c WHERE c.service = k.service \
-         AND c.extension >= s.extension_next AND c.extension IS NOT NULL ORDER BY extension LIMIT k.wanted) t",
+        Reading::Numbers,
+        "SELECT k.service, e.number_freed, e.number_taken FROM unnest($1::uuid[], $2::bigint[]) AS k (service, known) \
+         CROSS JOIN LATERAL (SELECT number_freed, number_taken FROM events e WHERE e.service = k.service \
+         AND e.sequence > k.known ORDER BY e.sequence LIMIT $3) e",
     ),
 ];
 
@@ -84,27 +82,16 @@ pub(super) enum Writing {
     ForgetOldFailed,
     Disable,
     DeleteContacts,
-    GiveUpExtensions,
     UpdateContacts,
     InsertContacts,
-    TakeFree,
-    AddFree,
     Events,
     Keys,
-    Services,
+    Rolls,
     Audit,
 }
 
-const WRITING: [(Writing, &str); 18] = [
-    (
-        Writing::Progress,
-        "UPDATE progress p SET generation = k.generation + k.disabled::int, cursor = k.cursor, bitmap = k.bitmap, \
-         failing_since = k.failing_since, failing_attempts = k.failing_attempts, failed_attempts = k.failed_attempts \
-         FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bytea[], $6::bigint[], $7::bigint[], \
-         $8::bigint[], $9::boolean[]) \
-         AS k (service, app, generation, cursor, bitmap, failing_since, failing_attempts, failed_attempts, disabled) \
-         WHERE p.service = k.service AND p.app = k.app",
-    ),
+const WRITING: [(Writing, &str); 15] = [
+    (Writing::Progress, "SELECT write_progress($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
     (
         Writing::Hold,
         "INSERT INTO held (service, app, sequence, contact, retries_used, attempts, due_at) \
@@ -112,11 +99,7 @@ const WRITING: [(Writing, &str); 18] = [
          ON CONFLICT (service, app, sequence) DO UPDATE SET contact = excluded.contact, \
          retries_used = excluded.retries_used, attempts = excluded.attempts, due_at = excluded.due_at",
     ),
-    (
-        Writing::Release,
-        "DELETE FROM held h USING unnest($1::uuid[], $2::uuid[], $3::bigint[]) AS k (service, app, sequence) \
-         WHERE h.service = k.service AND h.app = k.app AND h.sequence = k.sequence",
-    ),
+    (Writing::Release, "SELECT release_held($1, $2, $3)"),
     (
         Writing::Exhaust,
         "INSERT INTO exhausted (service, app, sequence, contact, attempts, at) \
@@ -130,42 +113,16 @@ const WRITING: [(Writing, &str); 18] = [
          SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
          $7::int[], $8::text[], $9::bytea[])",
     ),
-    (
-        Writing::ForgetFailed,
-        "DELETE FROM failed_attempts f USING unnest($1::uuid[], $2::uuid[], $3::bigint[]) AS k (service, app, sequence) \
-         WHERE f.service = k.service AND f.app = k.app AND f.sequence = k.sequence AND f.number <= \
-         (SELECT number FROM failed_attempts o WHERE o.service = k.service AND o.app = k.app \
-         AND o.sequence = k.sequence ORDER BY number DESC OFFSET $4 LIMIT 1)",
-    ),
-    (
-        Writing::ForgetOldFailed,
-        "DELETE FROM failed_attempts f USING unnest($1::uuid[], $2::uuid[], $3::bigint[]) AS k (service, app, number) \
-         WHERE f.service = k.service AND f.app = k.app AND f.number <= k.number",
-    ),
+    (Writing::ForgetFailed, "SELECT forget_failed($1, $2, $3, $4)"),
+    (Writing::ForgetOldFailed, "SELECT forget_old_failed($1, $2, $3)"),
     (
         Writing::Disable,
         "UPDATE subscriptions s SET enabled = $4, reason = k.reason, updated_at = $5 \
          FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS k (service, app, reason) \
          WHERE s.service = k.service AND s.app = k.app",
     ),
-    (
-        Writing::DeleteContacts,
-        "DELETE FROM contacts c USING unnest($1::uuid[], $2::uuid[]) AS k (service, contact) \
-         WHERE c.service = k.service AND c.contact = k.contact",
-    ),
-    (
-        Writing::GiveUpExtensions,
-        "UPDATE contacts c SET extension = NULL FROM unnest($1::uuid[], $2::uuid[]) AS k (service, contact) \
-         WHERE c.service = k.service AND c.contact = k.contact",
-    ),
-    (
-        Writing::UpdateContacts,
-        "UPDATE contacts c SET version = k.version, updated_at = k.updated_at, extension = k.extension, \
-         search_name = k.search_name, fields = k.fields \
-         FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::int[], $6::text[], $7::text[]) \
-         AS k (service, contact, version, updated_at, extension, search_name, fields) \
-         WHERE c.service = k.service AND c.contact = k.contact",
-    ),
+    (Writing::DeleteContacts, "SELECT delete_contacts($1, $2)"),
+    (Writing::UpdateContacts, "SELECT write_contacts($1, $2, $3, $4, $5, $6, $7)"),
     (
         Writing::InsertContacts,
         "INSERT INTO contacts (service, contact, version, created_at, updated_at, email, extension, search_name, fields) \
@@ -173,20 +130,10 @@ const WRITING: [(Writing, &str); 18] = [
          $8::text[], $9::text[])",
     ),
     (
-        Writing::TakeFree,
-        "DELETE FROM free_extensions f USING unnest($1::uuid[], $2::int[]) AS k (service, number) \
-         WHERE f.service = k.service AND f.number = k.number",
-    ),
-    (
-        Writing::AddFree,
-        "INSERT INTO free_extensions (service, number) SELECT * FROM unnest($1::uuid[], $2::int[]) \
-         ON CONFLICT DO NOTHING",
-    ),
-    (
         Writing::Events,
-        "INSERT INTO events (service, sequence, event, contact, kind, contact_version, full_name, at) \
-         SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::smallint[], $6::bigint[], \
-         $7::text[], $8::bigint[])",
+        "INSERT INTO events (service, sequence, event, contact, kind, contact_version, full_name, at, number_freed, \
+         number_taken) SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::smallint[], \
+         $6::bigint[], $7::text[], $8::bigint[], $9::int[], $10::int[])",
     ),
     (
         Writing::Keys,
@@ -195,14 +142,7 @@ const WRITING: [(Writing, &str); 18] = [
          ON CONFLICT (service, app, key) DO UPDATE SET request_hash = excluded.request_hash, \
          answer = excluded.answer, at = excluded.at",
     ),
-    (
-        Writing::Services,
-        "UPDATE services s SET head = k.head, last_event_at = k.last_event_at, contacts = k.contacts, \
-         extension_next = k.extension_next, audit_head = k.audit_head, audit_at = k.audit_at \
-         FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::int[], $6::bigint[], $7::bigint[]) \
-         AS k (service, head, last_event_at, contacts, extension_next, audit_head, audit_at) \
-         WHERE s.service = k.service",
-    ),
+    (Writing::Rolls, "SELECT write_rolls($1, $2, $3, $4, $5, $6, $7)"),
     (
         Writing::Audit,
         "INSERT INTO audit (service, first, entries, at, who, address, action, sequence, app, subject, target, reason) \
@@ -219,6 +159,7 @@ const SESSION: &str = "SET enable_seqscan = off; SET enable_hashjoin = off; SET 
 /// The prepared statements of one connection.
 pub(super) struct Statements {
     pub(super) group: Statement,
+    pub(super) all_numbers: Statement,
     reading: Vec<Statement>,
     writing: Vec<Statement>,
 }
@@ -229,16 +170,20 @@ impl Statements {
         // On the database's clock: were it ours, and wrong, another node would remove the id while it is needed.
         let group = "INSERT INTO groups (id, at) VALUES ($1, (extract(epoch FROM now()) * 1000)::bigint) \
              ON CONFLICT DO NOTHING";
+        // Of one moment: both are in one statement.
+        let all_numbers = "SELECT s.head, (SELECT array_agg(c.extension) FROM contacts c WHERE c.service = s.service \
+             AND c.extension IS NOT NULL) FROM service_states s WHERE s.service = $1 AND NOT s.hidden";
         // In one round trip: a connection that was lost is soon replaced.
         let prepare = |sql: &'static str| Box::pin(client.prepare(sql));
-        let (session, group, reading, writing) = futures_util::try_join!(
+        let (session, group, all_numbers, reading, writing) = futures_util::try_join!(
             client.batch_execute(SESSION),
             client.prepare(group),
+            client.prepare(all_numbers),
             try_join_all(READING.iter().map(|(_, sql)| prepare(sql))),
             try_join_all(WRITING.iter().map(|(_, sql)| prepare(sql))),
         )?;
         let () = session;
-        Ok(Self { group, reading, writing })
+        Ok(Self { group, all_numbers, reading, writing })
     }
 
     /// The statement of this reading.

@@ -60,6 +60,8 @@ async fn check_log(store: &Store, service: ServiceId) -> u64 {
     assert_eq!((list.sequence, list.total), (after, versions.len() as u64));
     let emails: BTreeSet<_> = list.items.iter().map(|it| it.fields.text(Field::Email)).collect();
     assert_eq!(emails.len(), list.items.len());
+    let numbers: Vec<u32> = list.items.iter().filter_map(|it| it.fields.extension()).collect();
+    assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), numbers.len(), "a number twice");
     after
 }
 
@@ -334,4 +336,110 @@ async fn what_the_database_warns_of_before_a_commit_does_not_put_it_in_doubt() {
     assert!(matches!(done, Ok(ContactAnswer::Created(_))), "{done:?}");
     assert_eq!(check_log(&store, service).await, 1);
     postgres.close().await;
+}
+
+/// Creates a contact with this number or the lowest free one; gives its id and number.
+async fn numbered(
+    store: &Store,
+    service: ServiceId,
+    email: &str,
+    number: Option<u32>,
+) -> (ContactId, u32) {
+    let mut body = json!({"firstName": "Ana", "lastName": "Ng", "email": email});
+    if let Some(number) = number {
+        body["extensionNumber"] = json!(number);
+    }
+    let change = ContactChange::Create(patch(body));
+    match store.write.change_contact(service, change, None).await {
+        Ok(ContactAnswer::Created(contact)) => {
+            (contact.id, contact.fields.extension().unwrap_or_default())
+        }
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_finds_the_lowest_free_number_whoever_took_and_gave_up_others() {
+    let database = TestDatabase::new().await;
+    let (one, two) = (open_alone(&database).await, open_alone(&database).await);
+    let service = one.store.write.create_service("Service".to_owned()).await.unwrap().id;
+    let client = database.target.connect_plain().await.unwrap();
+    let email = |number: u32| format!("n{number}@example.org");
+    let mut ids = Vec::new();
+    for number in 100..110 {
+        // In turns: neither has heard of what the other did.
+        let store = if number % 2 == 0 { &one.store } else { &two.store };
+        let (id, found) = numbered(store, service, &email(number), None).await;
+        assert_eq!(found, number);
+        ids.push(id);
+    }
+    assert_eq!(numbered(&two.store, service, "chosen@example.org", Some(111)).await.1, 111);
+    let taken = json!({"extensionNumber": 111});
+    let edit = ContactChange::Edit { id: ids[0], patch: patch(taken), if_match: IfMatch::Any };
+    let refused = one.store.write.change_contact(service, edit, None).await.unwrap_err();
+    assert!(matches!(refused, Error::Conflict(field) if field.field == "extensionNumber"));
+    let none = json!({"extensionNumber": null});
+    let edit = ContactChange::Edit { id: ids[4], patch: patch(none), if_match: IfMatch::Any };
+    one.store.write.change_contact(service, edit, None).await.unwrap();
+    let delete = ContactChange::Delete { id: ids[2], if_match: IfMatch::Any };
+    one.store.write.change_contact(service, delete, None).await.unwrap();
+    for (at, number) in [102, 104, 110, 112].into_iter().enumerate() {
+        let store = if at % 2 == 0 { &two.store } else { &one.store };
+        assert_eq!(numbered(store, service, &format!("r{at}@example.org"), None).await.1, number);
+    }
+
+    // What was removed from the log meanwhile cannot be followed.
+    numbered(&two.store, service, "p@example.org", None).await;
+    let prune = "DELETE FROM events; UPDATE services SET floor = (SELECT max(head) FROM rolls)";
+    client.batch_execute(prune).await.unwrap();
+    assert_eq!(numbered(&one.store, service, "q@example.org", None).await.1, 114);
+
+    // Neither is followed what is very much.
+    let much = format!(
+        "INSERT INTO events SELECT service, head + n, service, service, 2, n + 1, 'Ana', last_event_at \
+         FROM rolls, generate_series(1, {0}) n; UPDATE rolls SET head = head + {0}; \
+         INSERT INTO contacts SELECT service, service, 1, 1, 1, 'other@example.org', 115, 'ana', '{{}}' FROM rolls",
+        super::numbers::BEHIND_MAX
+    );
+    client.batch_execute(&much).await.unwrap();
+    assert_eq!(numbered(&one.store, service, "s@example.org", None).await.1, 116);
+    one.close().await;
+    two.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_take_and_give_up_numbers_at_once_never_give_one_twice() {
+    let database = TestDatabase::new().await;
+    let (one, two) = (open_alone(&database).await, open_alone(&database).await);
+    let service = one.store.write.create_service("Service".to_owned()).await.unwrap().id;
+    let mut tasks = Vec::new();
+    for worker in 0_usize..12 {
+        let store = if worker % 2 == 0 { one.store.clone() } else { two.store.clone() };
+        tasks.push(tokio::spawn(async move {
+            for round in 0..40 {
+                let email = format!("w{worker}r{round}@example.org");
+                let (id, _) = numbered(&store, service, &email, None).await;
+                if round % 4 != 0 {
+                    let delete = ContactChange::Delete { id, if_match: IfMatch::Any };
+                    store.write.change_contact(service, delete, None).await.unwrap();
+                }
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+
+    // 120 are left, and check_log finds no number twice.
+    check_log(&one.store, service).await;
+    let query = ContactQuery { offset: 0, limit: 500, full_name: None };
+    let list = one.store.read.list_contacts(service, query).await.unwrap();
+    let mut taken: Vec<u32> = list.items.iter().filter_map(|it| it.fields.extension()).collect();
+    taken.sort_unstable();
+    assert_eq!(taken.len(), 120);
+    let lowest = (100..).find(|number| !taken.contains(number)).unwrap();
+    assert_eq!(numbered(&two.store, service, "last@example.org", None).await.1, lowest);
+    assert!(*taken.last().unwrap() < 100 + 120 + 12, "numbers run away: {taken:?}");
+    one.close().await;
+    two.close().await;
 }

@@ -1,6 +1,7 @@
 //! Subscriptions: what the app wishes, stored by ticket; and where each stands.
 
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::change::{Change, Stop, column, int, time, time_or_none, uint, uint_or_none, uint32};
@@ -80,7 +81,7 @@ pub(super) async fn get_status<S: Session>(
          least(h.first, CASE WHEN p.cursor < v.head THEN p.cursor + 1 END)), \
          (SELECT c.condition FROM lane_conditions c JOIN shards n ON n.shard = $3 AND n.epoch = c.epoch \
          WHERE c.service = $1 AND c.app = $2) \
-         FROM services v LEFT JOIN ({JOINED}) ON s.service = v.service AND s.app = $2 \
+         FROM service_states v LEFT JOIN ({JOINED}) ON s.service = v.service AND s.app = $2 \
          CROSS JOIN LATERAL (SELECT count(*) AS rows, min(sequence) AS first FROM held \
          WHERE service = $1 AND app = $2) h \
          CROSS JOIN LATERAL (SELECT count(*) AS rows FROM exhausted WHERE service = $1 AND app = $2) x \
@@ -187,12 +188,16 @@ async fn go_on(change: &Change<'_>, after: &Subscription) -> Result<(), Stop> {
 /// Begins a generation behind this event, and drops everything that was pending.
 async fn start_at(change: &Change<'_>, after: &Subscription, cursor: u64) -> Result<(), Stop> {
     let (service, app) = (after.service.uuid(), after.app.uuid());
-    let sql = "INSERT INTO progress (service, app, generation, cursor, since, bitmap) \
-         VALUES ($1, $2, $3, $4, $4, ''::bytea) ON CONFLICT (service, app) DO UPDATE SET \
-         generation = excluded.generation, cursor = excluded.cursor, since = excluded.since, \
-         bitmap = excluded.bitmap, failing_since = NULL, failing_attempts = 0, failed_attempts = 0, \
-         gap_from = NULL, gap_to = NULL";
-    change.execute(sql, &[&service, &app, &int(after.generation), &int(cursor)]).await?;
+    let params: [&(dyn ToSql + Sync); 4] = [&service, &app, &int(after.generation), &int(cursor)];
+    let again = "UPDATE progress SET generation = $3, cursor = $4, since = $4, bitmap = ''::bytea, \
+         failing_since = NULL, failing_attempts = 0, failed_attempts = 0, gap_from = NULL, gap_to = NULL \
+         WHERE service = $1 AND app = $2";
+    // Nobody else makes one meanwhile: the service is locked.
+    if change.execute(again, &params).await? == 0 {
+        let sql = "INSERT INTO progress (service, app, generation, cursor, since, bitmap) \
+             VALUES ($1, $2, $3, $4, $4, ''::bytea)";
+        change.execute(sql, &params).await?;
+    }
     for table in ["held", "exhausted", "failed_attempts"] {
         let sql = format!("DELETE FROM {table} WHERE service = $1 AND app = $2");
         change.execute(&sql, &[&service, &app]).await?;

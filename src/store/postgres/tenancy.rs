@@ -146,6 +146,7 @@ pub(super) async fn create_service(change: &mut Change<'_>, name: &str) -> Resul
     let id = ServiceId::make(change.ids, change.now);
     let sql = "INSERT INTO services (service, name, created_at) VALUES ($1, $2, $3)";
     change.execute(sql, &[&id.uuid(), &name, &change.now.millis()]).await?;
+    change.execute("INSERT INTO rolls (service) VALUES ($1)", &[&id.uuid()]).await?;
     change.commit.tenancy = true;
     Ok(Service { id, name: name.to_owned(), created_at: change.now })
 }

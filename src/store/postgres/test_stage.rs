@@ -119,7 +119,7 @@ impl Stage {
 
     /// Appends events of this contact, a second apart, as the writer of groups does.
     pub(super) async fn events(&self, service: ServiceId, contact: ContactId, count: u64) {
-        let sql = "WITH s AS (UPDATE services SET head = head + 1 WHERE service = $1 RETURNING head) \
+        let sql = "WITH s AS (UPDATE rolls SET head = head + 1 WHERE service = $1 RETURNING head) \
              INSERT INTO events SELECT $1, head, $2, $3, 2, head, 'Ana Ng', $4 + head * 1000 FROM s";
         for _ in 0..count {
             let event = EventId::make(&self.ids, NOW).uuid();

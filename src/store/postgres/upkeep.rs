@@ -179,7 +179,6 @@ async fn remove_some_of<S: Session>(
         "exhausted",
         "failed_attempts",
         "idempotency_keys",
-        "free_extensions",
     ] {
         if removed >= SLICE_ROWS {
             return Ok(());
@@ -192,6 +191,7 @@ async fn remove_some_of<S: Session>(
         removed += execute(session, &sql, &[&key, &left]).await?;
     }
     if removed < SLICE_ROWS {
+        execute(session, "DELETE FROM rolls WHERE service = $1", &of_service).await?;
         execute(session, "DELETE FROM services WHERE service = $1", &of_service).await?;
     }
     Ok(())

@@ -112,7 +112,7 @@ async fn many_events_go_in_slices_and_every_service_has_its_turn() {
     }
     let fill = format!(
         "INSERT INTO events SELECT service, n, service, service, 1, 1, 'Ana', n FROM services, generate_series(1, 1201) n; \
-         UPDATE services SET head = 1201; UPDATE services SET hidden = false, floor = 0 WHERE service = '{}'",
+         UPDATE rolls SET head = 1201; UPDATE services SET hidden = false, floor = 0 WHERE service = '{}'",
         services[0].uuid()
     );
     stage.sql(&fill).await;
@@ -136,7 +136,6 @@ async fn a_hidden_service_goes_and_its_neighbour_stays() {
     stage.app(other, 2).await;
     let fill = format!(
         "INSERT INTO contacts SELECT '{0}', gen_random_uuid(), 1, 1, 1, n, n, 'ana', '{{}}' FROM generate_series(100, 1200) n; \
-         INSERT INTO free_extensions SELECT '{0}', n FROM generate_series(1, 10) n; \
          INSERT INTO idempotency_keys SELECT '{0}', '{0}', n, '', '', {1} FROM generate_series(1, 10) n",
         service.uuid(),
         NOW.millis()
@@ -154,7 +153,6 @@ async fn a_hidden_service_goes_and_its_neighbour_stays() {
         ("app_tokens", 1),
         ("app_secrets", 1),
         ("contacts", 0),
-        ("free_extensions", 0),
         ("idempotency_keys", 0),
         ("events", 0),
         ("subscriptions", 0),

@@ -21,13 +21,14 @@ use uuid::Uuid;
 use super::change::{Change, Stop, count_changes};
 use super::connect::Target;
 use super::group::{self, Setting, Work};
+use super::numbers::{Numbers, Remembered};
 use super::ownership::Ownership;
 use super::reader::Broken;
 use super::statements::Statements;
 use super::writes::Writes;
 use super::{audit, commands, copying, tenancy, why};
 use crate::domain::clock::{Clock, Moment};
-use crate::domain::id::IdMaker;
+use crate::domain::id::{IdMaker, ServiceId};
 use crate::domain::tenancy::TokenHash;
 use crate::store::audit_rows::Audit;
 use crate::store::command::{Command, Reply};
@@ -58,6 +59,8 @@ pub(super) struct Outcome {
     pub(super) recorded: Vec<Result<(), Error>>,
     /// One for each command, in order.
     pub(super) replies: Vec<Result<Reply, Error>>,
+    /// To be remembered, if it is committed.
+    pub(super) numbers: Vec<(ServiceId, Numbers)>,
 }
 
 /// Why a transaction did not come to its end.
@@ -175,6 +178,7 @@ pub(super) struct Writer {
     pub(super) ownership: Arc<Ownership>,
     pub(super) broken: Broken,
     ids: IdMaker,
+    remembered: Remembered,
     link: Option<Link>,
     /// Since when nothing has succeeded.
     failing_since: Option<Moment>,
@@ -202,6 +206,7 @@ impl Writer {
             ownership,
             broken,
             ids: IdMaker::new(),
+            remembered: Remembered::default(),
             link: None,
             failing_since: None,
             failed_at,
@@ -313,7 +318,10 @@ impl Writer {
         loop {
             let now = self.clock.moment();
             let failure = match self.attempt(job, group, &mut doubtful).await {
-                Ok(outcome) => {
+                Ok(mut outcome) => {
+                    for (service, numbers) in outcome.numbers.drain(..) {
+                        self.remembered.put(service, numbers);
+                    }
                     self.recovered();
                     return Ok(outcome);
                 }
@@ -362,6 +370,7 @@ impl Writer {
         doubtful: &mut Option<Outcome>,
     ) -> Result<Outcome, Failure> {
         if self.link.as_ref().is_none_or(|link| link.client.is_closed()) {
+            self.remembered.forget();
             self.link = Some(Link::open(&self.target).await?);
         }
         let Some(link) = &self.link else {
@@ -375,9 +384,12 @@ impl Writer {
             ids: &self.ids,
             now,
         };
-        let prepared = tokio::time::timeout(READ_WAIT, prepare(setting, &self.keys, group, job))
-            .await
-            .map_err(|_| Failure::Lost("PostgreSQL: no answer".to_owned()))?;
+        let prepared = tokio::time::timeout(
+            READ_WAIT,
+            prepare(setting, &mut self.remembered, &self.keys, group, job),
+        )
+        .await
+        .map_err(|_| Failure::Lost("PostgreSQL: no answer".to_owned()))?;
         // Only what comes with the commit says something of it. Of other things the server may warn in every group.
         link.warned.store(false, Ordering::SeqCst);
         let outcome = match prepared {
@@ -481,13 +493,14 @@ struct Prepared {
 
 async fn prepare(
     setting: Setting<'_>,
+    remembered: &mut Remembered,
     keys: &Keyring,
     group: Uuid,
     job: &Job<'_>,
 ) -> Result<Prepared, Failure> {
     match job {
         Job::Group(work) => {
-            let (outcome, writes) = group::run(setting, group, work).await?;
+            let (outcome, writes) = group::run(setting, remembered, group, work).await?;
             let writes = if writes.is_empty() { None } else { Some(writes) };
             Ok(Prepared { outcome, writes })
         }
@@ -529,7 +542,7 @@ async fn rare(
     match done.await {
         Ok(reply) => {
             let outcome =
-                Outcome { commit: change.commit, recorded: Vec::new(), replies: vec![Ok(reply)] };
+                Outcome { commit: change.commit, replies: vec![Ok(reply)], ..Outcome::default() };
             Ok(Prepared { outcome, writes: Some(Writes::default()) })
         }
         Err(Stop::Refused(error)) => {

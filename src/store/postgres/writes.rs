@@ -10,7 +10,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::change::int;
-use super::overlay::{NewAnswer, Overlay, ServiceState};
+use super::overlay::{Move, NewAnswer, Overlay, ServiceState};
 use super::statements::{Statements, Writing};
 use super::writer::Failure;
 use crate::domain::clock::Timestamp;
@@ -24,11 +24,19 @@ use crate::store::rows::{FAILED_PER_DELIVERY_MAX, FAILED_PER_SUBSCRIPTION_MAX, R
 /// A key of a subscription.
 pub(super) type Key = (ServiceId, AppId);
 
+/// What becomes of a subscription's progress, which has this version now.
+pub(super) struct NewProgress {
+    pub(super) key: Key,
+    pub(super) record: Record,
+    pub(super) failed_attempts: u64,
+    pub(super) version: u64,
+}
+
 /// The engine's records as arrays.
 #[derive(Default)]
 pub(super) struct RecordWrites {
     pub(super) seen: HashSet<Key>,
-    pub(super) progress: Vec<(Key, Record, u64)>,
+    pub(super) progress: Vec<NewProgress>,
     pub(super) disabled: Vec<(ServiceId, AppId, String)>,
 }
 
@@ -57,28 +65,30 @@ impl Writes {
         if rows.is_empty() {
             return;
         }
-        let of = |it: &(Key, Record, u64)| (it.0.0.uuid(), it.0.1.uuid());
+        let of = |it: &NewProgress| (it.key.0.uuid(), it.key.1.uuid());
         let (services, apps) = pairs(rows.iter().map(of));
         self.add(
             Writing::Progress,
             columns![
                 services,
                 apps,
-                rows.iter().map(|(_, r, _)| int(r.generation)).collect::<Vec<_>>(),
-                rows.iter().map(|(_, r, _)| int(r.cursor)).collect::<Vec<_>>(),
-                rows.iter().map(|(_, r, _)| r.bitmap.clone()).collect::<Vec<_>>(),
+                rows.iter().map(|it| int(it.version)).collect::<Vec<_>>(),
                 rows.iter()
-                    .map(|(_, r, _)| r.failing.map(|failing| failing.since.millis()))
+                    .map(|it| int(it.record.generation) + i64::from(it.record.disable.is_some()))
+                    .collect::<Vec<_>>(),
+                rows.iter().map(|it| int(it.record.cursor)).collect::<Vec<_>>(),
+                rows.iter().map(|it| it.record.bitmap.clone()).collect::<Vec<_>>(),
+                rows.iter()
+                    .map(|it| it.record.failing.map(|failing| failing.since.millis()))
                     .collect::<Vec<_>>(),
                 rows.iter()
-                    .map(|(_, r, _)| r.failing.map_or(0, |failing| i64::from(failing.attempts)))
+                    .map(|it| it.record.failing.map_or(0, |failing| i64::from(failing.attempts)))
                     .collect::<Vec<_>>(),
-                rows.iter().map(|(_, _, failed)| int(*failed)).collect::<Vec<_>>(),
-                rows.iter().map(|(_, r, _)| r.disable.is_some()).collect::<Vec<_>>(),
+                rows.iter().map(|it| int(it.failed_attempts)).collect::<Vec<_>>(),
             ],
         );
         let held: Vec<_> =
-            rows.iter().flat_map(|(key, r, _)| r.hold.iter().map(move |h| (*key, *h))).collect();
+            rows.iter().flat_map(|it| it.record.hold.iter().map(move |h| (it.key, *h))).collect();
         if !held.is_empty() {
             let (services, apps) = pairs(held.iter().map(|(key, _)| (key.0.uuid(), key.1.uuid())));
             self.add(
@@ -94,16 +104,20 @@ impl Writes {
                 ],
             );
         }
-        let released: Vec<_> =
-            rows.iter().flat_map(|(key, r, _)| r.release.iter().map(move |s| (*key, *s))).collect();
+        let released: Vec<_> = rows
+            .iter()
+            .flat_map(|it| it.record.release.iter().map(move |s| (it.key, *s)))
+            .collect();
         if !released.is_empty() {
             let (services, apps) =
                 pairs(released.iter().map(|(key, _)| (key.0.uuid(), key.1.uuid())));
             let sequences: Vec<i64> = released.iter().map(|(_, s)| int(*s)).collect();
             self.add(Writing::Release, columns![services, apps, sequences]);
         }
-        let exhausted: Vec<_> =
-            rows.iter().flat_map(|(key, r, _)| r.exhaust.iter().map(move |e| (*key, *e))).collect();
+        let exhausted: Vec<_> = rows
+            .iter()
+            .flat_map(|it| it.record.exhaust.iter().map(move |e| (it.key, *e)))
+            .collect();
         if !exhausted.is_empty() {
             let (services, apps) =
                 pairs(exhausted.iter().map(|(key, _)| (key.0.uuid(), key.1.uuid())));
@@ -129,10 +143,10 @@ impl Writes {
         }
     }
 
-    fn add_failed(&mut self, rows: &[(Key, Record, u64)]) {
+    fn add_failed(&mut self, rows: &[NewProgress]) {
         let mut failed = Vec::new();
-        for (key, record, last) in rows {
-            let first = last + 1 - record.failed.len() as u64;
+        for NewProgress { key, record, failed_attempts, .. } in rows {
+            let first = failed_attempts + 1 - record.failed.len() as u64;
             failed.extend((first..).zip(&record.failed).map(|(number, it)| (*key, number, it)));
         }
         if failed.is_empty() {
@@ -168,18 +182,18 @@ impl Writes {
         );
         let many: Vec<_> = rows
             .iter()
-            .filter(|(_, record, last)| {
-                !record.failed.is_empty() && *last > FAILED_PER_SUBSCRIPTION_MAX
+            .filter(|it| {
+                !it.record.failed.is_empty() && it.failed_attempts > FAILED_PER_SUBSCRIPTION_MAX
             })
             .collect();
         if !many.is_empty() {
             self.add(
                 Writing::ForgetOldFailed,
                 columns![
-                    many.iter().map(|it| it.0.0.uuid()).collect::<Vec<_>>(),
-                    many.iter().map(|it| it.0.1.uuid()).collect::<Vec<_>>(),
+                    many.iter().map(|it| it.key.0.uuid()).collect::<Vec<_>>(),
+                    many.iter().map(|it| it.key.1.uuid()).collect::<Vec<_>>(),
                     many.iter()
-                        .map(|it| int(it.2 - FAILED_PER_SUBSCRIPTION_MAX))
+                        .map(|it| int(it.failed_attempts - FAILED_PER_SUBSCRIPTION_MAX))
                         .collect::<Vec<_>>(),
                 ],
             );
@@ -187,7 +201,6 @@ impl Writes {
     }
 
     fn add_roll(&mut self, now: Timestamp, mut overlay: Overlay) {
-        let free_changes = overlay.free_changes();
         let audit = std::mem::take(&mut overlay.audit);
         self.add_audit(now, audit, &mut overlay.services);
         let mut inserted = Vec::new();
@@ -197,35 +210,31 @@ impl Writes {
             match (state.stored, state.now) {
                 (None, Some(contact)) => inserted.push((service, contact, state.email)),
                 (Some(stored), Some(contact)) if stored.version != contact.version => {
-                    updated.push((service, stored.fields.extension(), contact));
+                    updated.push((service, contact));
                 }
                 (Some(_), None) => deleted.push((service.uuid(), id.uuid())),
                 _ => {}
             }
         }
-        // What gives up e-mails and numbers goes before what takes them.
+        // What gives up e-mails goes before what takes them.
         if !deleted.is_empty() {
             let (services, ids) = pairs(deleted.into_iter());
             self.add(Writing::DeleteContacts, columns![services, ids]);
         }
         self.add_updates(&updated);
         self.add_inserts(&inserted);
-        self.add_free(&free_changes);
-        self.add_events(&overlay.events);
+        self.add_events(&overlay.events, &overlay.moves);
         self.add_answers(now, overlay.new_answers);
         let changed: Vec<_> = overlay.services.iter().filter(|(_, row)| row.changed).collect();
         if !changed.is_empty() {
             self.add(
-                Writing::Services,
+                Writing::Rolls,
                 columns![
                     changed.iter().map(|(service, _)| service.uuid()).collect::<Vec<_>>(),
+                    changed.iter().map(|(_, row)| int(row.version)).collect::<Vec<_>>(),
                     changed.iter().map(|(_, row)| int(row.head)).collect::<Vec<_>>(),
                     changed.iter().map(|(_, row)| row.last_event_at.millis()).collect::<Vec<_>>(),
                     changed.iter().map(|(_, row)| int(row.contacts)).collect::<Vec<_>>(),
-                    changed
-                        .iter()
-                        .map(|(_, row)| i32::try_from(row.extension_next).unwrap_or(i32::MAX))
-                        .collect::<Vec<_>>(),
                     changed.iter().map(|(_, row)| int(row.audit_head)).collect::<Vec<_>>(),
                     changed.iter().map(|(_, row)| row.audit_at.millis()).collect::<Vec<_>>(),
                 ],
@@ -250,31 +259,20 @@ impl Writes {
         );
     }
 
-    fn add_updates(&mut self, updated: &[(ServiceId, Option<u32>, StaffContact)]) {
+    fn add_updates(&mut self, updated: &[(ServiceId, StaffContact)]) {
         if updated.is_empty() {
             return;
-        }
-        let moved: Vec<_> = updated
-            .iter()
-            .filter(|(_, before, contact)| {
-                before.is_some() && *before != contact.fields.extension()
-            })
-            .collect();
-        if !moved.is_empty() {
-            // Two contacts may have swapped their numbers: first all are given up.
-            let (services, ids) = pairs(moved.iter().map(|it| (it.0.uuid(), it.2.id.uuid())));
-            self.add(Writing::GiveUpExtensions, columns![services, ids]);
         }
         self.add(
             Writing::UpdateContacts,
             columns![
                 updated.iter().map(|it| it.0.uuid()).collect::<Vec<_>>(),
-                updated.iter().map(|it| it.2.id.uuid()).collect::<Vec<_>>(),
-                updated.iter().map(|it| int(it.2.version)).collect::<Vec<_>>(),
-                updated.iter().map(|it| it.2.updated_at.millis()).collect::<Vec<_>>(),
-                updated.iter().map(|it| extension_of(&it.2)).collect::<Vec<_>>(),
-                updated.iter().map(|it| it.2.full_name().to_lowercase()).collect::<Vec<_>>(),
-                updated.iter().map(|it| it.2.fields.to_json()).collect::<Vec<_>>(),
+                updated.iter().map(|it| it.1.id.uuid()).collect::<Vec<_>>(),
+                updated.iter().map(|it| int(it.1.version)).collect::<Vec<_>>(),
+                updated.iter().map(|it| it.1.updated_at.millis()).collect::<Vec<_>>(),
+                updated.iter().map(|it| extension_of(&it.1)).collect::<Vec<_>>(),
+                updated.iter().map(|it| it.1.full_name().to_lowercase()).collect::<Vec<_>>(),
+                updated.iter().map(|it| it.1.fields.to_json()).collect::<Vec<_>>(),
             ],
         );
     }
@@ -299,21 +297,7 @@ impl Writes {
         );
     }
 
-    fn add_free(&mut self, changes: &[(ServiceId, u32, bool)]) {
-        for (free, writing) in [(false, Writing::TakeFree), (true, Writing::AddFree)] {
-            let (services, numbers) = pairs(
-                changes
-                    .iter()
-                    .filter(|it| it.2 == free)
-                    .map(|it| (it.0.uuid(), i32::try_from(it.1).unwrap_or(i32::MAX))),
-            );
-            if !services.is_empty() {
-                self.add(writing, columns![services, numbers]);
-            }
-        }
-    }
-
-    fn add_events(&mut self, events: &[Arc<Event>]) {
+    fn add_events(&mut self, events: &[Arc<Event>], moves: &[Move]) {
         if events.is_empty() {
             return;
         }
@@ -331,6 +315,8 @@ impl Writes {
                 events.iter().map(|it| int(it.contact_version)).collect::<Vec<_>>(),
                 events.iter().map(|it| it.full_name.clone()).collect::<Vec<_>>(),
                 events.iter().map(|it| it.at.millis()).collect::<Vec<_>>(),
+                moves.iter().map(|it| number_of(it.freed)).collect::<Vec<_>>(),
+                moves.iter().map(|it| number_of(it.taken)).collect::<Vec<_>>(),
             ],
         );
     }
@@ -409,7 +395,11 @@ impl Writes {
 }
 
 fn extension_of(contact: &StaffContact) -> Option<i32> {
-    contact.fields.extension().and_then(|number| i32::try_from(number).ok())
+    number_of(contact.fields.extension())
+}
+
+fn number_of(extension: Option<u32>) -> Option<i32> {
+    extension.and_then(|number| i32::try_from(number).ok())
 }
 
 /// Takes pairs apart, for two arrays.

@@ -9,9 +9,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::events::{int, time, uint};
 use super::writer::Stop;
 use crate::domain::clock::Timestamp;
-use crate::domain::contact_rules::{EXTENSION_MAX, EXTENSION_MIN};
 use crate::domain::id::ServiceId;
 use crate::store::Error;
+use crate::store::extension_map::ExtensionMap;
 
 /// Services remembered at most; beyond it all are forgotten. A row is about 100 bytes, the map of extension
 /// numbers at most 122 KiB, in practice one bit for each contact.
@@ -168,75 +168,5 @@ impl Services {
         if self.rows.len() > SERVICES_MAX {
             self.forget();
         }
-    }
-}
-
-/// A bit for every extension number up to the highest that was ever taken.
-#[derive(Debug, Default)]
-struct ExtensionMap {
-    words: Vec<u64>,
-    /// No word before this one has a free bit.
-    first_free_word: usize,
-}
-
-impl ExtensionMap {
-    fn set(&mut self, number: u32, taken: bool) {
-        let Some(index) = number.checked_sub(EXTENSION_MIN) else {
-            return;
-        };
-        let (word, bit) = ((index / 64) as usize, 1_u64 << (index % 64));
-        if taken {
-            if word >= self.words.len() {
-                self.words.resize(word + 1, 0);
-            }
-            self.words[word] |= bit;
-        } else if let Some(bits) = self.words.get_mut(word) {
-            *bits &= !bit;
-            self.first_free_word = self.first_free_word.min(word);
-        }
-        while self.words.get(self.first_free_word) == Some(&u64::MAX) {
-            self.first_free_word += 1;
-        }
-    }
-
-    fn lowest_free(&self) -> Option<u32> {
-        let word = self.first_free_word;
-        let bit = self.words.get(word).map_or(0, |bits| bits.trailing_ones());
-        let number = EXTENSION_MIN.checked_add(u32::try_from(word * 64).ok()?)?.checked_add(bit)?;
-        (number <= EXTENSION_MAX).then_some(number)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{EXTENSION_MAX, EXTENSION_MIN, ExtensionMap};
-
-    #[test]
-    fn lowest_free_number_follows_what_is_taken_and_given_up() {
-        let mut map = ExtensionMap::default();
-        assert_eq!(map.lowest_free(), Some(100));
-
-        for number in 100..300 {
-            map.set(number, true);
-        }
-        map.set(400, true);
-
-        assert_eq!(map.lowest_free(), Some(300));
-        map.set(170, false);
-        assert_eq!(map.lowest_free(), Some(170));
-        map.set(170, true);
-        assert_eq!(map.lowest_free(), Some(300));
-    }
-
-    #[test]
-    fn none_is_free_when_all_are_taken() {
-        let mut map = ExtensionMap::default();
-        for number in EXTENSION_MIN..=EXTENSION_MAX {
-            map.set(number, true);
-        }
-
-        assert_eq!(map.lowest_free(), None);
-        map.set(EXTENSION_MAX, false);
-        assert_eq!(map.lowest_free(), Some(EXTENSION_MAX));
     }
 }
