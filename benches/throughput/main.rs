@@ -200,15 +200,14 @@ fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
                     Part::Five => bench.five(program, limit)?,
                     Part::Latency => bench.latency(program)?,
                     Part::Groups => postgres::measure(options.quick)?,
-                    Part::Nodes => {
+                    Part::Nodes | Part::HeldOpen => {
                         let place = directory.join(format!("{part:?}{name}-{round}"));
                         let (quick, faults) = (options.quick, &mut bench.faults);
-                        postgres::nodes::measure(program, &place, quick, faults)?
-                    }
-                    Part::HeldOpen => {
-                        let place = directory.join(format!("{part:?}{name}-{round}"));
-                        let (quick, faults) = (options.quick, &mut bench.faults);
-                        postgres::held_open::measure(program, &place, quick, faults)?
+                        match part {
+                            Part::Nodes => postgres::nodes::measure,
+                            _ => postgres::held_open::measure,
+                        }
+                        (program, &place, quick, faults)?
                     }
                     Part::Lookups => {
                         let place = directory.join(format!("{part:?}{name}-{round}"));

@@ -226,33 +226,56 @@ async fn read(
     let mut behind: HashMap<ServiceId, i64> = HashMap::new();
     for ((reading, _), rows) in queries.iter().zip(rows) {
         for row in rows {
-            if *reading == Reading::Numbers {
-                let service = service_at(&row).map_err(Failure::Broken)?;
-                *behind.entry(service).or_default() += 1;
-                if let Some(known) = numbers.get_mut(&service) {
-                    let freed = column(&row, 1).map_err(Failure::Broken)?;
-                    known.follow(freed, column(&row, 2).map_err(Failure::Broken)?);
-                }
+            let taken = if *reading == Reading::Numbers {
+                follow_number(&mut numbers, &mut behind, &row)
             } else {
-                take_row(&mut found, *reading, &row).map_err(Failure::Broken)?;
-            }
+                take_row(&mut found, *reading, &row)
+            };
+            taken.map_err(Failure::Broken)?;
         }
     }
-    for (service, known) in numbers {
-        let Some(state) = found.overlay.services.get_mut(&service) else { continue };
-        let pruned = state.floor > known.head;
-        let too_far = behind.get(&service).is_some_and(|events| *events >= BEHIND_MAX);
-        // A head that went back is another database's.
-        state.numbers = if pruned || too_far || state.head < known.head {
-            numbers::read(client, statements, service).await?.map(|numbers| numbers.taken)
-        } else {
-            Some(known.taken)
-        };
-    }
+    take_numbers(setting, &mut found.overlay, numbers, &behind).await?;
     for key in &needs.emails {
         found.overlay.emails.entry(key.clone()).or_insert(None);
     }
     Ok(found)
+}
+
+/// Brings what is remembered forward by an event, and counts it.
+fn follow_number(
+    numbers: &mut BTreeMap<ServiceId, Numbers>,
+    behind: &mut HashMap<ServiceId, i64>,
+    row: &Row,
+) -> Result<(), Error> {
+    let service = service_at(row)?;
+    *behind.entry(service).or_default() += 1;
+    if let Some(known) = numbers.get_mut(&service) {
+        known.follow(column(row, 1)?, column(row, 2)?);
+    }
+    Ok(())
+}
+
+/// Gives each service the numbers that are taken in it: those that were brought forward, or what the contacts say now that
+/// the service is locked.
+async fn take_numbers(
+    setting: Setting<'_>,
+    overlay: &mut Overlay,
+    numbers: BTreeMap<ServiceId, Numbers>,
+    behind: &HashMap<ServiceId, i64>,
+) -> Result<(), Failure> {
+    for (service, known) in numbers {
+        let Some(state) = overlay.services.get_mut(&service) else { continue };
+        let pruned = state.floor > known.head;
+        let too_far = behind.get(&service).is_some_and(|events| *events >= BEHIND_MAX);
+        // A head that went back is another database's.
+        state.numbers = if pruned || too_far || state.head < known.head {
+            let read = numbers::read(setting.client, setting.statements, service).await?;
+            read.map(|numbers| numbers.taken)
+        } else {
+            Some(known.taken)
+        };
+    }
+    Ok(())
 }
 
 /// Begins, and inserts the group's id: no row of it means that an earlier try of this group has happened.

@@ -87,6 +87,19 @@ impl Writes {
                 rows.iter().map(|it| int(it.failed_attempts)).collect::<Vec<_>>(),
             ],
         );
+        self.add_held(&rows);
+        self.add_failed(&rows);
+        if !records.disabled.is_empty() {
+            let off = i16::try_from(Enabled::DisabledBySystem.code()).unwrap_or(i16::MAX);
+            let (services, apps) =
+                pairs(records.disabled.iter().map(|(s, a, _)| (s.uuid(), a.uuid())));
+            let reasons: Vec<String> = records.disabled.into_iter().map(|(.., r)| r).collect();
+            self.add(Writing::Disable, columns![services, apps, reasons, off, now.millis()]);
+        }
+    }
+
+    /// What is held from now on, what is not any more, and what was given up.
+    fn add_held(&mut self, rows: &[NewProgress]) {
         let held: Vec<_> =
             rows.iter().flat_map(|it| it.record.hold.iter().map(move |h| (it.key, *h))).collect();
         if !held.is_empty() {
@@ -132,14 +145,6 @@ impl Writes {
                     exhausted.iter().map(|(_, e)| e.at.millis()).collect::<Vec<_>>(),
                 ],
             );
-        }
-        self.add_failed(&rows);
-        if !records.disabled.is_empty() {
-            let off = i16::try_from(Enabled::DisabledBySystem.code()).unwrap_or(i16::MAX);
-            let (services, apps) =
-                pairs(records.disabled.iter().map(|(s, a, _)| (s.uuid(), a.uuid())));
-            let reasons: Vec<String> = records.disabled.into_iter().map(|(.., r)| r).collect();
-            self.add(Writing::Disable, columns![services, apps, reasons, off, now.millis()]);
         }
     }
 
