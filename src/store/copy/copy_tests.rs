@@ -24,12 +24,13 @@ mod places;
 /// Columns of PostgreSQL's tables that follow from the rest.
 const MADE_ANEW: [&str; 2] = ["services.extension_next", "services.audit_at"];
 /// Tables that follow from the rest, or are of one back end only.
-const NOT_COPIED: [&str; 11] = [
+const NOT_COPIED: [&str; 12] = [
     "meta",
     "emails",
     "recent_emails_0",
     "recent_emails_1",
     "counts",
+    "eras",
     "free_extensions",
     "groups",
     "lane_conditions",

@@ -55,8 +55,8 @@ impl Seen {
 }
 
 fn start(target: Target, name: &str) -> Node {
-    let (queue, ownership, lease) =
-        (Arc::<Queue>::default(), Arc::<Ownership>::default(), Lease::not_yet());
+    let lease = Lease::not_yet();
+    let (queue, ownership) = (Arc::<Queue>::default(), Arc::new(Ownership::new(lease.clone())));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let seen = Arc::new(Seen {
         ownership: Arc::clone(&ownership),
@@ -83,7 +83,6 @@ fn start(target: Target, name: &str) -> Node {
         queue,
         clock,
         ownership,
-        lease,
         entered: None,
         drain,
     })
