@@ -630,3 +630,7 @@ async fn rare(
         Err(Stop::Failed(error)) => Err(Failure::before_commit(error)),
     }
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;
