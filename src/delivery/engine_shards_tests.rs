@@ -116,13 +116,7 @@ async fn a_log_that_went_back_is_sent_as_it_is_then() {
 
     // Its end is gone before anything of it was recorded.
     let (lost, gained) = (vec![world.shard()], vec![world.shard()]);
-    world.tell(&Commit {
-        reopened: true,
-        went_back: true,
-        lost,
-        gained,
-        ..Commit::default()
-    });
+    world.tell(&Commit { reopened: true, went_back: true, lost, gained, ..Commit::default() });
     world.status.store(200, Ordering::SeqCst);
     world.create("a@e.example").await;
     world.create("b@e.example").await;

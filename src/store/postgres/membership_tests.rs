@@ -6,9 +6,7 @@ use std::time::Duration;
 use proptest::prelude::{ProptestConfig, any, proptest};
 use uuid::Uuid;
 
-use super::{
-    HEARTBEAT, LEASE, OBSERVATION, Observations, Seen, may_claim, to_claim, to_release,
-};
+use super::{HEARTBEAT, LEASE, OBSERVATION, Observations, Seen, may_claim, to_claim, to_release};
 use crate::domain::clock::Moment;
 use crate::domain::shard::{SHARDS, Shard};
 

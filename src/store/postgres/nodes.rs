@@ -241,8 +241,7 @@ impl Node {
             self.lose_all("lease over");
         }
         let (ownership, now) = (&self.keeping.ownership, self.now());
-        ownership
-            .within(beat.era, || ownership.lease().extend_to(beat.asked.plus(LEASE), now))?;
+        ownership.within(beat.era, || ownership.lease().extend_to(beat.asked.plus(LEASE), now))?;
         if self.lease().is_over(self.now()) {
             return Ok(true);
         }

@@ -77,16 +77,9 @@ fn start(target: Target, name: &str) -> Node {
         Box::pin(tokio::time::sleep(DRAIN)) as _
     });
     let name = name.to_owned();
-    let keeper = Keeper::start(Keeping {
-        target,
-        name,
-        queue,
-        clock,
-        ownership,
-        entered: None,
-        drain,
-    })
-    .unwrap();
+    let keeper =
+        Keeper::start(Keeping { target, name, queue, clock, ownership, entered: None, drain })
+            .unwrap();
     Node { keeper, seen }
 }
 

@@ -137,11 +137,7 @@ struct Link {
 }
 
 impl Link {
-    async fn open(
-        target: &Target,
-        ownership: &Ownership,
-        queue: &Queue,
-    ) -> Result<Self, Failure> {
+    async fn open(target: &Target, ownership: &Ownership, queue: &Queue) -> Result<Self, Failure> {
         let warned = Arc::new(AtomicBool::new(false));
         let hearing = Arc::clone(&warned);
         let heard = move |message| {

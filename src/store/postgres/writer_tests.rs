@@ -86,7 +86,10 @@ async fn statements_that_do_not_fit_any_more_are_prepared_anew() {
     client.batch_execute("ALTER TABLE groups ADD COLUMN more TEXT").await.unwrap();
     let changed = link.client.batch_execute("EXECUTE kept").await.unwrap_err();
     let failure = super::Failure::before_commit(changed);
-    assert!(matches!(&failure, super::Failure::Lost(text) if text.contains("0A000")), "{failure:?}");
+    assert!(
+        matches!(&failure, super::Failure::Lost(text) if text.contains("0A000")),
+        "{failure:?}"
+    );
 }
 
 #[tokio::test]

@@ -170,6 +170,17 @@ impl Postgres {
         process.wait().unwrap();
     }
 
+    /// Stops the process that writes what asynchronous commits have left in memory; it ends with the server.
+    pub(crate) fn stop_wal_writer(&self) {
+        let children = children_of(self.process.as_ref().unwrap().id());
+        let is_wal_writer = |id: &u32| {
+            let title = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&title).contains("walwriter")
+        };
+        let writer = children.into_iter().find(is_wal_writer).expect("PostgreSQL has one");
+        signal_if_there(writer, Signal::STOP);
+    }
+
     /// Starts it on the same files and port after [`Self::kill`]; waits until it answers, its recovery included.
     pub(crate) async fn restart(&mut self) {
         assert!(self.process.is_none(), "PostgreSQL still runs");
