@@ -243,7 +243,9 @@ fn of_this_era(ownership: Arc<Ownership>) -> Hook {
     Hook::async_fn(move |client: &mut ClientWrapper, _| {
         let ownership = Arc::clone(&ownership);
         Box::pin(async move {
-            let found = era::find(client).await.map_err(HookError::Backend)?;
+            let found = tokio::time::timeout(CONNECT_WAIT, era::find(client)).await;
+            let found = found.map_err(|_| HookError::message("PostgreSQL: no answer"))?;
+            let found = found.map_err(HookError::Backend)?;
             let here = ownership.era();
             if here.is_none() || here == found {
                 return Ok(());
