@@ -221,7 +221,7 @@ async fn a_lane_whose_record_is_under_way_is_not_built_from_a_row_that_lacks_it(
     world.create("a@e.example").await;
     world.next().await;
     // The writer stands still behind this commit, as with a database that hangs.
-    let (go_on, waiting) = mpsc::channel::<()>();
+    let (go_on, waiting) = mpsc::sync_channel::<()>(1);
     let waiting = Mutex::new(waiting);
     let stands = Arc::new(AtomicBool::new(false));
     let standing = Arc::clone(&stands);
