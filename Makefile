@@ -67,7 +67,7 @@ TERMINATE ?= 60
 .PHONY: nodes-failures
 nodes-failures: ## Kill and stop nodes NODE_KILLS times (20), kill PostgreSQL, cut the way to it, fail over; nothing may be lost
 	ROLLCALL_TEST_NODE_KILLS=$(NODE_KILLS) ROLLCALL_TEST_TERMINATE_SECONDS=$(TERMINATE) \
-	tests/postgres/with_server.sh $(CARGO) test --test it --locked -- nodes_failures nodes_database --nocapture --test-threads=1
+	tests/postgres/with_server.sh $(CARGO) test --test it --locked -- nodes_failures nodes_database nodes_went_back --nocapture --test-threads=1
 
 FAULTS ?= 200
 

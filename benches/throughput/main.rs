@@ -199,15 +199,10 @@ fn measured(options: &Options, directory: &Path) -> anyhow::Result<bool> {
                     Part::One => bench.one(program, limit)?,
                     Part::Five => bench.five(program, limit)?,
                     Part::Latency => bench.latency(program)?,
-                    Part::Groups => postgres::measure(options.quick)?,
-                    Part::Nodes | Part::HeldOpen => {
+                    Part::Groups | Part::Nodes | Part::HeldOpen => {
                         let place = directory.join(format!("{part:?}{name}-{round}"));
                         let (quick, faults) = (options.quick, &mut bench.faults);
-                        match part {
-                            Part::Nodes => postgres::nodes::measure,
-                            _ => postgres::held_open::measure,
-                        }
-                        (program, &place, quick, faults)?
+                        postgres::measure(*part, program, &place, quick, faults)?
                     }
                     Part::Lookups => {
                         let place = directory.join(format!("{part:?}{name}-{round}"));

@@ -135,7 +135,7 @@ impl LaneDriver {
         let now = self.shared.clock.moment();
         match &input {
             Input::Head(head) => state.head = state.head.max(*head),
-            Input::Halt => {
+            Input::Halt | Input::WentBack => {
                 state.halted = true;
                 state.halts += 1;
                 self.shared.note_halted(self.key);
@@ -250,7 +250,10 @@ impl LaneDriver {
 
     /// Reads a page of the log; a lane that no longer wants it passes it over.
     async fn load(self: Arc<Self>, after: u64, limit: u32) {
-        let far_behind = self.lock().head.saturating_sub(after) > FAR_BEHIND;
+        let (far_behind, losses) = {
+            let state = self.lock();
+            (state.head.saturating_sub(after) > FAR_BEHIND, state.losses)
+        };
         let limit = if far_behind { limit.min(PACED_EVENTS) } else { limit };
         let fed_at = far_behind.then(|| self.next_beat());
         loop {
@@ -262,6 +265,10 @@ impl LaneDriver {
                     }
                     let now = self.shared.clock.moment();
                     let mut state = self.lock();
+                    if state.losses != losses {
+                        // It began anew, in a log that may be another one.
+                        return;
+                    }
                     let mut effects = Vec::new();
                     let events = events.into_iter().map(Arc::new).collect();
                     feed(&mut state, now, after, events, &mut effects);
@@ -511,7 +518,7 @@ impl LaneDriver {
             self.shared.hear_changed(self.key);
             return;
         }
-        let head = self.shared.head(self.key.0).max(state.head);
+        let head = self.shared.head(self.key.0);
         state.head = head;
         state.events.clear();
         state.failed.clear();

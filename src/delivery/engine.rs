@@ -99,6 +99,26 @@ struct Heads {
     by_service: HashMap<ServiceId, u64>,
     /// Whose heads have moved since all were compared.
     moved: BTreeSet<ServiceId>,
+    /// How often they may have gone back. What was read before that is not noted any more.
+    went_back: u64,
+}
+
+impl Heads {
+    /// Those that are known are not taken back.
+    fn note(&mut self, heads: impl IntoIterator<Item = (ServiceId, u64)>) {
+        for (service, head) in heads {
+            let entry = self.by_service.entry(service).or_default();
+            if head > *entry {
+                *entry = head;
+                self.moved.insert(service);
+            }
+        }
+    }
+
+    /// Nothing of what is known holds any more.
+    fn go_back(&mut self) {
+        *self = Self { went_back: self.went_back + 1, ..Self::default() };
+    }
 }
 
 #[derive(Default)]
@@ -116,17 +136,24 @@ impl Shared {
         lock(&self.heads).by_service.get(&service).copied().unwrap_or(0)
     }
 
-    /// Notes heads that were read; those that are known are not taken back.
-    pub(super) fn note_heads(&self, heads: impl IntoIterator<Item = (ServiceId, u64)>) {
+    /// How often heads may have gone back, to be asked before they are read.
+    pub(super) fn times_gone_back(&self) -> u64 {
+        lock(&self.heads).went_back
+    }
+
+    /// Notes heads that were read since they went back for the last time; whether that is so.
+    pub(super) fn note_read_heads(&self, times: u64, read: Vec<(ServiceId, u64)>) -> bool {
         let mut known = lock(&self.heads);
-        let Heads { by_service, moved } = &mut *known;
-        for (service, head) in heads {
-            let entry = by_service.entry(service).or_default();
-            if head > *entry {
-                *entry = head;
-                moved.insert(service);
-            }
+        let valid = known.went_back == times;
+        if valid {
+            known.note(read);
         }
+        valid
+    }
+
+    /// Notes heads that were heard of.
+    fn note_heads(&self, heads: impl IntoIterator<Item = (ServiceId, u64)>) {
+        lock(&self.heads).note(heads);
     }
 
     /// Called on the writer's thread.
@@ -279,8 +306,11 @@ impl Shared {
         }
         if commit.reopened {
             self.recent.clear();
+            if commit.went_back {
+                lock(&self.heads).go_back();
+            }
             for lane in self.all_lanes() {
-                lane.step(Input::Halt);
+                lane.step(if commit.went_back { Input::WentBack } else { Input::Halt });
             }
         }
         self.hear_shards(commit);

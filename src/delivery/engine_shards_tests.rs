@@ -9,7 +9,9 @@ use crate::delivery::engine::{Engine, Settings};
 use crate::delivery::lane;
 use crate::delivery::sender::{self, Sender};
 use crate::delivery::target_guard::{Settings as GuardSettings, SystemResolver, TargetGuard};
-use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::clock::{Clock, SystemClock, Timestamp};
+use crate::domain::event::{Event, EventKind};
+use crate::domain::id::{ContactId, EventId};
 use crate::domain::lease::Lease;
 use crate::domain::shard::{Shard, shard_of};
 use crate::store::queue::{Queue, Write};
@@ -87,6 +89,43 @@ async fn a_lost_shard_stops_at_once_and_what_was_in_flight_is_neither_delivered_
     assert_eq!(world.next().await.attempt, "1");
     world.until("both are recorded", async |world| world.standing().await.cursor == 2).await;
     assert_eq!(world.read.lanes_found.load(Ordering::SeqCst), loads);
+    world.engine.stop(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_went_back_is_sent_as_it_is_then() {
+    let mut world = world_under("back", lease()).await;
+    world.set(true).await;
+    world.status.store(0, Ordering::SeqCst);
+    let gone = |sequence| {
+        Arc::new(Event {
+            service: world.service,
+            sequence,
+            id: EventId::from_bytes([9; 16]),
+            contact: ContactId::from_bytes([9; 16]),
+            kind: EventKind::Create,
+            contact_version: sequence,
+            full_name: "G".to_owned(),
+            at: Timestamp::from_millis(0),
+        })
+    };
+    let events = vec![gone(1), gone(2), gone(3)];
+    world.tell(&Commit { events, elsewhere: true, ..Commit::default() });
+    let first = world.next().await;
+    assert_eq!(first.id, EventId::from_bytes([9; 16]).to_string());
+
+    // Its end is gone before anything of it was recorded.
+    let (lost, gained) = (vec![world.shard()], vec![world.shard()]);
+    world.tell(&Commit { reopened: true, went_back: true, lost, gained, ..Commit::default() });
+    world.status.store(200, Ordering::SeqCst);
+    world.create("a@e.example").await;
+    world.create("b@e.example").await;
+
+    let log = world.store.read.list_events(world.service, 0, 10).await.unwrap();
+    let mut sent = [world.next().await.id, world.next().await.id];
+    sent.sort_unstable();
+    assert_eq!(sent, [log[0].id.to_string(), log[1].id.to_string()]);
+    world.until("both are recorded", async |world| world.standing().await.cursor == 2).await;
     world.engine.stop(Duration::ZERO).await;
 }
 

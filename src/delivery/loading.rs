@@ -82,7 +82,10 @@ pub(super) async fn load_all(shared: &Arc<Shared>) -> Result<(), Error> {
 
 /// Builds the lanes of these shards, or of all.
 async fn load(shared: &Arc<Shared>, within: Option<&BTreeSet<Shard>>) -> Result<(), Error> {
-    shared.note_heads(shared.store.read.list_heads().await?);
+    let times = shared.times_gone_back();
+    if !shared.note_read_heads(times, shared.store.read.list_heads().await?) {
+        return Err(Error::Unavailable("the log went back meanwhile".to_owned()));
+    }
     let all: BTreeSet<Shard>;
     let shards = match within {
         Some(shards) => shards,

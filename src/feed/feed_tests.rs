@@ -210,6 +210,21 @@ async fn a_store_that_was_opened_again_is_read_again_and_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_log_that_went_back_waits_for_its_new_end() {
+    let world = world("back").await;
+    let asked = world.ask(world.service, 0);
+    world.wait_for_places(1).await;
+    let queue = world.embedded.store.write.queue();
+
+    // Another node told of an event that was not there any more when it was read.
+    queue.tell(&Commit { heads: vec![(world.service, 5)], ..Commit::default() });
+    queue.tell(&Commit { reopened: true, went_back: true, ..Commit::default() });
+    world.create(0..1).await;
+
+    assert_eq!(numbers(&soon(asked).await.unwrap().unwrap()), [1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn places_are_limited_for_a_service_and_in_total() {
     let world = world("limit").await;
     let mut services = vec![world.service];

@@ -69,7 +69,12 @@ impl Waiting {
         let hidden = commit.hidden.iter().filter_map(|service| inner.services.get(service));
         let all = inner.services.values().filter(|_| commit.reopened);
         for service in hidden.chain(all) {
-            service.level.send_modify(|level| level.again += 1);
+            service.level.send_modify(|level| {
+                level.again += 1;
+                if commit.went_back {
+                    level.head = 0;
+                }
+            });
         }
     }
 

@@ -174,6 +174,9 @@ pub struct Commit {
     pub hidden: Vec<ServiceId>,
     /// Whether the store was opened again after a failure: everything held in memory must be read anew.
     pub reopened: bool,
+    /// Whether with that commits may be gone that were told of: heads may be lower than known, and the same numbers may
+    /// come again for other events.
+    pub went_back: bool,
     /// Logs that grew by the hand of another node, and how far.
     pub heads: Vec<(ServiceId, u64)>,
     /// Shards that this node has from now on: their lanes are to be built.

@@ -35,6 +35,7 @@ mod nodes_failures;
 mod nodes_limits;
 mod nodes_store;
 mod nodes_tls;
+mod nodes_went_back;
 mod secrets_at_rest;
 mod store_copy;
 mod store_copy_killed;

@@ -27,7 +27,7 @@ const COMPARED: usize = 3;
 const HELD: usize = 15;
 
 /// One after the other: throughput before, meanwhile and afterwards.
-pub(crate) fn measure(
+pub(super) fn measure(
     program: &Path,
     directory: &Path,
     quick: bool,

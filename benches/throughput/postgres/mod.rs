@@ -4,27 +4,29 @@
 mod claims;
 mod cluster;
 mod group_commit;
-pub(crate) mod held_open;
-pub(crate) mod nodes;
+mod held_open;
+mod nodes;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::Part;
 use crate::report::Figures;
 
 /// How long each measurement lasts; a fifth in a quick run.
 const TIME: Duration = Duration::from_secs(10);
 
 /// The server's URL.
-pub(crate) fn server() -> anyhow::Result<String> {
+fn server() -> anyhow::Result<String> {
     std::env::var("BENCH_POSTGRES_URL").context(
         "BENCH_POSTGRES_URL is not set: `make bench-postgres` starts a PostgreSQL and sets it",
     )
 }
 
 /// A database of its own, as a URL; the whole server goes away after the run.
-pub(crate) async fn database(server: &str, name: &str) -> anyhow::Result<String> {
+async fn database(server: &str, name: &str) -> anyhow::Result<String> {
     let name = format!("bench_{name}_{}", std::process::id());
     let client = claims::connect(server).await?;
     client.batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await?;
@@ -33,8 +35,23 @@ pub(crate) async fn database(server: &str, name: &str) -> anyhow::Result<String>
     Ok(format!("{}/{name}", &server[..at]))
 }
 
+/// Runs one of the measurements; what went wrong is added to `faults`.
+pub(crate) fn measure(
+    part: Part,
+    program: &Path,
+    directory: &Path,
+    quick: bool,
+    faults: &mut Vec<String>,
+) -> anyhow::Result<Figures> {
+    match part {
+        Part::Nodes => nodes::measure(program, directory, quick, faults),
+        Part::HeldOpen => held_open::measure(program, directory, quick, faults),
+        _ => measure_groups(quick),
+    }
+}
+
 /// The group commit, and the yardstick.
-pub(crate) fn measure(quick: bool) -> anyhow::Result<Figures> {
+fn measure_groups(quick: bool) -> anyhow::Result<Figures> {
     let time = if quick { TIME / 5 } else { TIME };
     let server = server()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

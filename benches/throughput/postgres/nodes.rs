@@ -56,7 +56,7 @@ pub(super) struct Changed {
 }
 
 /// All rows.
-pub(crate) fn measure(
+pub(super) fn measure(
     program: &Path,
     directory: &Path,
     quick: bool,

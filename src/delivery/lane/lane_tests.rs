@@ -118,6 +118,30 @@ fn events_of_a_contact_wait_for_durability_and_others_overtake() {
 }
 
 #[test]
+fn after_the_log_went_back_nothing_stands_in_for_another_event_of_the_same_number() {
+    let mut story = Story::new(Progress::default());
+    story.durable = false;
+    story.commit(&[1, 2, 3]);
+    // Delivered and not recorded, and on its way.
+    story.end(1, Outcome::Delivered);
+    story.started.clear();
+
+    story.step(Input::WentBack);
+    story.log.clear();
+    story.end(2, Outcome::Delivered);
+    story.durable = true;
+    story.step(Input::Restart(Progress { generation: 1, ..Progress::default() }));
+    story.commit(&[1, 2, 2]);
+    assert_eq!(story.started, [], "the attempt of before is still on its way");
+    story.end(3, Outcome::Delivered);
+    story.end(1, Outcome::Delivered);
+    story.end(2, Outcome::Delivered);
+    story.end(2, Outcome::Delivered);
+
+    assert_eq!(story.started, [(1, 1), (2, 1), (3, 1)]);
+}
+
+#[test]
 fn first_failure_uses_up_no_retry_and_the_next_does_only_after_others_succeeded() {
     let mut story = Story::new(Progress::default());
     story.commit(&[1]);

@@ -231,6 +231,7 @@ impl Lane {
             Input::Unload => self.unload(None),
             Input::Tick => {}
             Input::Halt => self.running = false,
+            Input::WentBack => self.go_back(),
             Input::SendAgain => self.forget_successes(),
             Input::Drain => self.draining = true,
             Input::Restart(progress) => self.restart(progress),

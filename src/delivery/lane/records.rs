@@ -127,6 +127,13 @@ impl Lane {
         }
     }
 
+    /// What bears these numbers may be something else by now.
+    pub(super) fn go_back(&mut self) {
+        self.running = false;
+        self.head = 0;
+        self.forget_successes();
+    }
+
     /// Begins anew from durable progress. Deliveries that no commit has recorded are not forgotten: a success
     /// stays a success if its event is still owed.
     pub(super) fn restart(&mut self, progress: Progress) {

@@ -88,6 +88,9 @@ pub enum Input<'a> {
     Tick,
     /// The stored subscription changed: start nothing until [`Input::Restart`].
     Halt,
+    /// The log may have lost its end, and its numbers come again for other events: the same, and nothing counts of what was
+    /// heard and sent.
+    WentBack,
     /// A halted lane is to send events again (replay, redeliver): what began before does not count, not even a 2xx.
     SendAgain,
     /// The server stops: start nothing any more, but record what ends.

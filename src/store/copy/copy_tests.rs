@@ -30,12 +30,13 @@ const MADE_ANEW: [&str; 5] = [
     "events.number_taken",
 ];
 /// Tables that follow from the rest, or are of one back end only.
-const NOT_COPIED: [&str; 11] = [
+const NOT_COPIED: [&str; 12] = [
     "meta",
     "emails",
     "recent_emails_0",
     "recent_emails_1",
     "counts",
+    "eras",
     "groups",
     "lane_conditions",
     "nodes",

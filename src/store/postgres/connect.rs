@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{
-    ClientWrapper, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
-    TimeoutType,
+    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError,
+    RecyclingMethod, Runtime, TimeoutType,
 };
 use futures_util::future::poll_fn;
 use rustls::pki_types::CertificateDer;
@@ -17,7 +17,8 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres::{AsyncMessage, Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{unavailable, why};
+use super::ownership::Ownership;
+use super::{era, unavailable, why};
 use crate::store::Error;
 
 /// Reading connections of a node. PostgreSQL is at its best with a few for each of its cores, and all nodes share them;
@@ -194,12 +195,13 @@ fn client_tls(root_cert: Option<&Path>, encrypted: bool) -> Result<ClientConfig,
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// The reading connections of a node, made when needed.
+/// The reading connections of a node, made when needed. All of them are of the era that the node is in: a lane of before
+/// would pass over what was committed after it.
 #[derive(Clone, Debug)]
 pub(super) struct Readers(Pool);
 
 impl Readers {
-    pub(super) fn new(target: &Target) -> Result<Self, Error> {
+    pub(super) fn new(target: &Target, ownership: &Arc<Ownership>) -> Result<Self, Error> {
         let manager = Manager::from_config(
             target.config.clone(),
             target.tls.clone(),
@@ -209,6 +211,8 @@ impl Readers {
             .max_size(READERS_MAX)
             .wait_timeout(Some(READER_WAIT))
             .create_timeout(Some(CONNECT_WAIT))
+            .post_create(of_this_era(Arc::clone(ownership)))
+            .pre_recycle(not_from_before(Arc::clone(ownership)))
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| Error::Internal(format!("cannot make the pool: {error}")))?;
@@ -225,9 +229,40 @@ impl Readers {
             PoolError::Timeout(_) => {
                 Error::Unavailable("PostgreSQL: no answer to a connection".to_owned())
             }
+            PoolError::PostCreateHook(HookError::Backend(error)) => unavailable(&error),
+            PoolError::PostCreateHook(HookError::Message(text)) => {
+                Error::Unavailable(text.into_owned())
+            }
             _ => Error::Unavailable("the pool of connections is closed".to_owned()),
         })
     }
+}
+
+/// Refuses a new connection that leads into another era than the one that the node is in. It enters it in a moment.
+fn of_this_era(ownership: Arc<Ownership>) -> Hook {
+    Hook::async_fn(move |client: &mut ClientWrapper, _| {
+        let ownership = Arc::clone(&ownership);
+        Box::pin(async move {
+            let found = tokio::time::timeout(CONNECT_WAIT, era::find(client)).await;
+            let found = found.map_err(|_| HookError::message("PostgreSQL: no answer"))?;
+            let found = found.map_err(HookError::Backend)?;
+            let here = ownership.era();
+            if here.is_none() || here == found {
+                return Ok(());
+            }
+            Err(HookError::message("PostgreSQL crashed or another server took over"))
+        })
+    })
+}
+
+/// Drops a connection that may be older than the era.
+fn not_from_before(ownership: Arc<Ownership>) -> Hook {
+    Hook::sync_fn(move |_, metrics| {
+        if ownership.is_from_before(metrics.created) {
+            return Err(HookError::message("from before the era"));
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]

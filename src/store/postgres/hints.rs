@@ -6,6 +6,9 @@
 //!
 //! The truth is in the tables. Once a second heads and counts are compared with what is known: that finds whatever a lost
 //! hint would have told. A count says that something changed in a shard, not what: then its lanes are built anew.
+//!
+//! Each era of the database (`era.rs`) has a channel of its own, and in each one everything begins anew: heads and counts of
+//! another one mean something else.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -23,15 +26,15 @@ use super::change::{column, int, uint};
 use super::connect::Target;
 use super::hint_text::{self, Hint};
 use super::ownership::Ownership;
-use super::{events, unavailable};
+use super::{era, events, unavailable};
 use crate::domain::event::Event;
 use crate::domain::id::ServiceId;
 use crate::domain::shard::{Shard, shard_of};
 use crate::store::queue::Queue;
 use crate::store::{Commit, Error};
 
-/// The channel of all nodes on a database.
-const CHANNEL: &str = "rollcall";
+/// The channel of all nodes on a database begins with this; the era follows.
+const CHANNEL: &str = "rollcall_";
 /// Shortest time between two hints of a node. Shorter costs the database more transactions, longer is latency for lanes on
 /// other nodes.
 const HINT_EVERY: Duration = Duration::from_millis(5);
@@ -118,6 +121,10 @@ impl Hints {
     }
 }
 
+fn channel(era: Uuid) -> String {
+    format!("{CHANNEL}{}", era.simple())
+}
+
 /// How often each count is accounted for: by what this node did itself, what it was told, and what it found.
 #[derive(Default)]
 struct Known {
@@ -126,6 +133,8 @@ struct Known {
     shards: BTreeMap<Shard, u64>,
     /// Whether there was a comparison, without which the counts are only those of what happened since the start.
     compared: bool,
+    /// Whether lanes may have been built before the first comparison: it has them built anew.
+    again: bool,
     /// Counts that were found higher at the last comparison. What is told meanwhile may still account for it.
     doubted: BTreeMap<Shard, u64>,
 }
@@ -147,6 +156,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     /// Hears of a commit of this node, on its writer's thread.
     fn hear_own(&self, commit: &Commit) {
+        if commit.went_back {
+            *lock(&self.known) = Known { again: true, ..Known::default() };
+            *lock(&self.to_tell) = Hint::default();
+        }
         if commit.elsewhere {
             return;
         }
@@ -218,10 +231,12 @@ async fn tell_on(shared: &Shared, target: &Target) -> Error {
         let statement = client.prepare(sql).await.map_err(failed)?;
         loop {
             shared.told.notified().await;
+            // Asked first: what is of an earlier era must not go to the channel of a later one.
+            let Some(era) = shared.ownership.era() else { continue };
             let hint = std::mem::take(&mut *lock(&shared.to_tell));
             let texts = hint_text::write(shared.sender, &hint);
             in_time(async {
-                client.execute(&statement, &[&CHANNEL, &texts]).await.map_err(failed)
+                client.execute(&statement, &[&channel(era), &texts]).await.map_err(failed)
             })
             .await?;
             tokio::time::sleep(HINT_EVERY).await;
@@ -254,7 +269,7 @@ async fn hear_all(shared: &Shared, target: &Target) {
 async fn hear_on(shared: &Shared, target: &Target) -> Error {
     let heard = async {
         let (hints, mut arriving) = mpsc::channel(HEARD_MAX);
-        let ears = in_time(Ears::open(target, hints)).await?;
+        let ears = in_time(Ears::open(shared, target, hints)).await?;
         let mut compare = tokio::time::interval(COMPARE_EVERY);
         compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -283,6 +298,8 @@ async fn hear_on(shared: &Shared, target: &Target) -> Error {
 /// The connection that listens and reads.
 struct Ears {
     client: ClientWrapper,
+    /// Of the connection. What it says counts only while the node is in it.
+    era: Uuid,
     heads: Statement,
     counts: Statement,
     events: Statement,
@@ -296,16 +313,21 @@ struct Found {
 }
 
 impl Ears {
-    async fn open(target: &Target, hints: mpsc::Sender<String>) -> Result<Self, Error> {
+    async fn open(
+        shared: &Shared,
+        target: &Target,
+        hints: mpsc::Sender<String>,
+    ) -> Result<Self, Error> {
         let heard = move |message| {
             if let AsyncMessage::Notification(notification) = message {
                 // One that finds no room is lost.
                 drop(hints.try_send(notification.payload().to_owned()));
             }
         };
-        let client = target.connect(heard).await?;
+        let mut client = target.connect(heard).await?;
+        let era = era::enter(&mut client, &shared.ownership, &shared.queue).await?;
         let failed = |error: tokio_postgres::Error| unavailable(&error);
-        client.batch_execute(&format!("LISTEN {CHANNEL}")).await.map_err(failed)?;
+        client.batch_execute(&format!("LISTEN {}", channel(era))).await.map_err(failed)?;
         let prepare = async |sql: &str| client.prepare(sql).await.map_err(failed);
         let heads = prepare(events::HEADS).await?;
         let counts =
@@ -317,23 +339,28 @@ impl Ears {
             events::COLUMNS
         ))
         .await?;
-        Ok(Self { client, heads, counts, events })
+        Ok(Self { client, era, heads, counts, events })
     }
 
     /// Tells this node what another one hinted at.
     async fn hear(&self, shared: &Shared, hint: Hint) -> Result<(), Error> {
-        let grown = shared.account_for(&hint);
-        let mine = hint.subscriptions.iter().filter(|((_, app), _)| shared.owns(shard_of(*app)));
-        let mine: Vec<_> = mine.map(|(key, again)| (*key, *again)).collect();
-        shared.tell(Commit {
-            subscriptions: mine.iter().map(|(key, _)| *key).collect(),
-            again: mine.iter().filter(|(_, again)| *again).map(|(key, _)| *key).collect(),
-            tenancy: hint.tenancy > 0,
-            hidden: hint.hidden.into_iter().collect(),
-            ..Commit::default()
-        });
+        let incomplete = hint.incomplete;
+        let grown = shared.ownership.within(self.era, || {
+            let grown = shared.account_for(&hint);
+            let mine =
+                hint.subscriptions.iter().filter(|((_, app), _)| shared.owns(shard_of(*app)));
+            let mine: Vec<_> = mine.map(|(key, again)| (*key, *again)).collect();
+            shared.tell(Commit {
+                subscriptions: mine.iter().map(|(key, _)| *key).collect(),
+                again: mine.iter().filter(|(_, again)| *again).map(|(key, _)| *key).collect(),
+                tenancy: hint.tenancy > 0,
+                hidden: hint.hidden.into_iter().collect(),
+                ..Commit::default()
+            });
+            grown
+        })?;
         self.tell_grown(shared, grown).await?;
-        if hint.incomplete { self.compare(shared).await } else { Ok(()) }
+        if incomplete { self.compare(shared).await } else { Ok(()) }
     }
 
     /// Tells of logs that have grown, with their new events where these are few.
@@ -356,11 +383,13 @@ impl Ears {
         let read = try_join_all(reads).await;
         // Told in any case: these heads count as known from now on.
         let failed = read.as_ref().err().cloned();
-        shared.tell(Commit {
-            events: read.unwrap_or_default().into_iter().flatten().collect(),
-            heads: grown.into_iter().map(|(service, _, head)| (service, head)).collect(),
-            ..Commit::default()
-        });
+        shared.ownership.within(self.era, || {
+            shared.tell(Commit {
+                events: read.unwrap_or_default().into_iter().flatten().collect(),
+                heads: grown.into_iter().map(|(service, _, head)| (service, head)).collect(),
+                ..Commit::default()
+            });
+        })?;
         failed.map_or(Ok(()), Err)
     }
 
@@ -393,21 +422,27 @@ impl Ears {
         let hidden = services.into_iter().filter(|service| !found.heads.contains_key(service));
         let mut hint = Hint { hidden: hidden.collect(), ..Hint::default() };
         hint.heads.extend(found.heads.iter().map(|(service, head)| (*service, *head)));
-        let grown = shared.account_for(&hint);
-        let (tenancy, unaccounted) = lock(&shared.known).compare_counts(&found, &expected);
-        let lost: Vec<Shard> =
-            unaccounted.into_iter().filter(|shard| shared.owns(*shard)).collect();
-        if !lost.is_empty() {
-            tracing::info!(shard.count = lost.len(), "changes of subscriptions found by comparing");
-        }
-        shared.tell(Commit {
-            tenancy,
-            hidden: hint.hidden.into_iter().collect(),
-            // Lost and gained: built anew, and what is in flight does not count.
-            gained: lost.clone(),
-            lost,
-            ..Commit::default()
-        });
+        let grown = shared.ownership.within(self.era, || {
+            let grown = shared.account_for(&hint);
+            let (tenancy, unaccounted) = lock(&shared.known).compare_counts(&found, &expected);
+            let lost: Vec<Shard> =
+                unaccounted.into_iter().filter(|shard| shared.owns(*shard)).collect();
+            if !lost.is_empty() {
+                tracing::info!(
+                    shard.count = lost.len(),
+                    "changes of subscriptions found by comparing"
+                );
+            }
+            shared.tell(Commit {
+                tenancy,
+                hidden: hint.hidden.into_iter().collect(),
+                // Lost and gained: built anew, and what is in flight does not count.
+                gained: lost.clone(),
+                lost,
+                ..Commit::default()
+            });
+            grown
+        })?;
         self.tell_grown(shared, grown).await
     }
 
@@ -450,7 +485,8 @@ impl Known {
                 let known = self.shards.entry(*shard).or_default();
                 *known = *count + *known - expected.1.get(shard).copied().unwrap_or_default();
             }
-            return (false, Vec::new());
+            let again = std::mem::take(&mut self.again);
+            return (false, if again { Shard::all().collect() } else { Vec::new() });
         }
         let tenancy = found.tenancy > self.tenancy;
         if tenancy || found.tenancy < expected.0 {

@@ -34,6 +34,7 @@ struct Told {
     lost: Vec<Shard>,
     gained: Vec<Shard>,
     tenancy: bool,
+    went_back: bool,
 }
 
 struct Node {
@@ -60,6 +61,7 @@ impl Node {
                 lost: commit.lost.clone(),
                 gained: commit.gained.clone(),
                 tenancy: commit.tenancy,
+                went_back: commit.went_back,
             });
         }));
         let mut node = Self { postgres, hints: None, told };
@@ -230,6 +232,36 @@ async fn a_node_whose_connections_were_cut_hears_again_and_forgets_tokens_meanwh
     here.until("remembered tokens are asked for again", SOON, |told| told.tenancy).await;
     there.create(service, "b@e.example").await;
     here.until("the next event", SOON, |told| told.heads == [(service, 2)]).await;
+    here.close().await;
+    there.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_the_database_went_back_the_same_numbers_are_heard_again() {
+    let (database, here, there) = pair(true).await;
+    let service = there.store().write.create_service("S".to_owned()).await.unwrap().id;
+    for number in 1..=3 {
+        there.create(service, &format!("c{number}@e.example")).await;
+    }
+    here.until("the log", SOON, |told| told.heads == [(service, 3)]).await;
+
+    let client = database.target.connect_plain().await.unwrap();
+    let back = "DELETE FROM events WHERE sequence > 1; UPDATE rolls SET head = 1; \
+         DELETE FROM contacts WHERE email <> 'c1@e.example'; TRUNCATE eras; \
+         SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    client.batch_execute(back).await.unwrap();
+    let end = Instant::now() + SOON;
+    while !here.told.lock().unwrap().iter().any(|told| told.went_back && told.lost.len() == 64) {
+        assert!(Instant::now() < end, "{:?}", here.told.lock().unwrap());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    let lower = |told: &Told| told.heads == [(service, 1)];
+    here.until("the lower head", SOON, lower).await;
+    here.told.lock().unwrap().clear();
+    there.create(service, "d2@e.example").await;
+    here.until("the second number again", SOON, |told| told.events == [2]).await;
     here.close().await;
     there.close().await;
 }

@@ -94,6 +94,13 @@ impl Observations {
     }
 }
 
+/// Whether this node may claim shards in an era that it knows since `since`: not while nodes of before may send. Their
+/// leases were renewed before the era began, so they are over once it has been known for that long, by this node or by
+/// whoever settled it.
+pub(super) fn may_claim(settled: bool, since: Moment, now: Moment) -> bool {
+    settled || now.since(since) >= OBSERVATION
+}
+
 /// How many free shards to claim, as far as there are any.
 pub(super) fn to_claim(me: Uuid, seen: &Seen) -> usize {
     seen.quota_of(me).saturating_sub(seen.shards_of(me).len()).min(seen.free().len())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::{ProptestConfig, any, proptest};
 use uuid::Uuid;
 
-use super::{HEARTBEAT, LEASE, OBSERVATION, Observations, Seen, to_claim, to_release};
+use super::{HEARTBEAT, LEASE, OBSERVATION, Observations, Seen, may_claim, to_claim, to_release};
 use crate::domain::clock::Moment;
 use crate::domain::shard::{SHARDS, Shard};
 
@@ -35,6 +35,16 @@ fn a_node_is_dead_once_it_was_seen_unchanged_for_a_whole_lease() {
     assert_eq!(observe(8, 4_490), [], "it has renewed");
     assert_eq!(observe(8, 8_900), []);
     assert_eq!(observe(8, 8_990), [(node(2), 8)]);
+}
+
+#[test]
+fn nothing_is_claimed_in_a_new_era_before_the_leases_of_the_one_before_are_over() {
+    let since = Moment(1_000);
+
+    assert!(!may_claim(false, since, since.plus(LEASE)));
+    assert!(!may_claim(false, since, Moment(5_399)));
+    assert!(may_claim(false, since, Moment(5_400)));
+    assert!(may_claim(true, since, since));
 }
 
 #[test]

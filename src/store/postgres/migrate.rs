@@ -9,17 +9,41 @@ use super::unavailable;
 use crate::store::Error;
 
 /// The scripts in order; script `n` brings the schema from version `n` to `n + 1`.
-const SCRIPTS: [&str; 6] = [
+const SCRIPTS: [&str; 7] = [
     include_str!("../../../migrations/postgres/0001_roll.sql"),
     include_str!("../../../migrations/postgres/0002_deliveries.sql"),
     include_str!("../../../migrations/postgres/0003_emails.sql"),
     include_str!("../../../migrations/postgres/0004_audit.sql"),
     include_str!("../../../migrations/postgres/0005_sealed_secrets.sql"),
     include_str!("../../../migrations/postgres/0006_nodes.sql"),
+    include_str!("../../../migrations/postgres/0007_eras.sql"),
 ];
 
 /// The advisory lock of whoever migrates: any number that nobody else uses in this database.
 const LOCK: i64 = 0x526f_6c6c_6361_6c6c;
+
+/// Whether this version of the schema is that of a newer program.
+pub(super) const fn is_newer(version: usize) -> bool {
+    version > SCRIPTS.len()
+}
+
+/// Refuses a version of the schema that is not that of this program.
+pub(super) fn check(version: usize) -> Result<(), Error> {
+    let known = SCRIPTS.len();
+    if is_newer(version) {
+        return Err(Error::Internal(format!(
+            "the database has schema version {version}, this program knows versions up to {known}: \
+             start the newer program that wrote it"
+        )));
+    }
+    if version < known {
+        return Err(Error::Internal(format!(
+            "the database went back to schema version {version}, this program needs version {known}: \
+             start it again, which brings the tables forward"
+        )));
+    }
+    Ok(())
+}
 
 /// Applies what is missing.
 ///
@@ -52,12 +76,8 @@ async fn migrate_locked(client: &mut Client) -> Result<(), Error> {
         .await
         .map_err(failed)?;
     let found = usize::try_from(row.get::<_, i32>(0)).unwrap_or(usize::MAX);
-    let known = SCRIPTS.len();
-    if found > known {
-        return Err(Error::Internal(format!(
-            "the database has schema version {found}, this program knows versions up to {known}: \
-             start the newer program that wrote it"
-        )));
+    if is_newer(found) {
+        return check(found);
     }
     for (number, script) in SCRIPTS.iter().enumerate().skip(found) {
         let failed = |error: tokio_postgres::Error| {

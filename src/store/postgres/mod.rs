@@ -11,6 +11,7 @@ mod connect;
 mod contacts;
 pub mod copying;
 mod deliveries;
+mod era;
 mod events;
 mod group;
 mod hint_text;
@@ -99,7 +100,6 @@ pub struct Postgres {
     target: Target,
     clock: Arc<dyn Clock>,
     node_name: String,
-    lease: Lease,
     /// Keeps a copy away until the keeper does.
     entered: Option<Client>,
     hints: Option<Hints>,
@@ -117,10 +117,11 @@ impl Postgres {
         let mut client = target.connect_plain().await?;
         migrate::migrate(&mut client).await?;
         copying::enter(&client).await?;
-        secrets::prepare(&mut client, &keys).await?;
-        let readers = Readers::new(target)?;
         let queue = Arc::new(Queue::default());
         let ownership = Arc::new(Ownership::default());
+        era::enter(&mut client, &ownership, &queue).await?;
+        secrets::prepare(&mut client, &keys).await?;
+        let readers = Readers::new(target, &ownership)?;
         let broken = Broken::default();
         let reader = Arc::new(Reader::new(
             readers.clone(),
@@ -163,7 +164,6 @@ impl Postgres {
             target: target.clone(),
             clock,
             node_name,
-            lease: Lease::not_yet(),
             entered: Some(client),
             hints: None,
             keeper: None,
@@ -173,7 +173,7 @@ impl Postgres {
     /// The lease of this node: everything that is sent for a subscription is sent under it.
     #[must_use]
     pub fn lease(&self) -> Lease {
-        self.lease.clone()
+        self.ownership.lease().clone()
     }
 
     /// The way to the request levels that all nodes share.
@@ -200,7 +200,6 @@ impl Postgres {
             queue: Arc::clone(&self.queue),
             clock: Arc::clone(&self.clock),
             ownership: Arc::clone(&self.ownership),
-            lease: self.lease.clone(),
             entered: self.entered.take(),
             drain,
         })?);

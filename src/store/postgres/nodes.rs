@@ -3,7 +3,8 @@
 //! All of it runs on a thread of its own with a connection of its own, so that a busy server does not delay a renewal.
 //! Before the lease can be over it is ended, and with it everything that is sent under it (`delivery` holds the same
 //! lease); a process that was stopped meanwhile finds it over by its clock. A shard is gained only after its epoch was
-//! committed, and lost here before anybody else can have it.
+//! committed, and lost here before anybody else can have it. With an era of the database (`era.rs`) everything ends, and
+//! nothing is claimed in the next one before the leases of this one are over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -20,9 +21,11 @@ use uuid::Uuid;
 
 use super::change::{column, uint};
 use super::connect::Target;
-use super::membership::{Dead, HEARTBEAT, LEASE, Observations, Seen, to_claim, to_release};
+use super::membership::{
+    Dead, HEARTBEAT, LEASE, OBSERVATION, Observations, Seen, may_claim, to_claim, to_release,
+};
 use super::ownership::Ownership;
-use super::{copying, unavailable};
+use super::{copying, era, unavailable};
 use crate::domain::clock::{Clock, Moment};
 use crate::domain::lease::Lease;
 use crate::domain::shard::Shard;
@@ -68,8 +71,8 @@ pub(super) struct Keeping {
     pub(super) name: String,
     pub(super) queue: Arc<Queue>,
     pub(super) clock: Arc<dyn Clock>,
+    /// Its lease is kept, too.
     pub(super) ownership: Arc<Ownership>,
-    pub(super) lease: Lease,
     /// A connection that keeps copies away; it ends once the keeper's own does that.
     pub(super) entered: Option<Client>,
     pub(super) drain: Drain,
@@ -116,6 +119,10 @@ impl Keeper {
 /// What a heartbeat found.
 struct Beat {
     seen: Seen,
+    /// The era that it was in.
+    era: Uuid,
+    /// Whether somebody knows that the leases of the one before are over.
+    settled: bool,
     /// Whether the row of this node was there.
     alive: bool,
     asked: Moment,
@@ -125,6 +132,8 @@ struct Beat {
 struct Node {
     keeping: Keeping,
     link: Option<ClientWrapper>,
+    /// The era of the connection, and since when it is known.
+    era: Option<(Uuid, Moment)>,
     /// The id of this process, another one after each loss of its row.
     me: Uuid,
     registered: bool,
@@ -139,6 +148,7 @@ impl Node {
         Self {
             keeping,
             link: None,
+            era: None,
             me: Uuid::now_v7(),
             registered: false,
             observations: Observations::default(),
@@ -149,6 +159,10 @@ impl Node {
 
     fn now(&self) -> Moment {
         self.keeping.clock.moment()
+    }
+
+    fn lease(&self) -> &Lease {
+        self.keeping.ownership.lease()
     }
 
     async fn keep(mut self, stop: CancellationToken) {
@@ -167,13 +181,22 @@ impl Node {
                     continue;
                 }
             }
-            if self.keeping.lease.is_over(self.now()) {
+            if self.lease().is_over(self.now()) {
                 self.lose_all("lease over");
+            }
+            if self.keeping.ownership.is_outdated() {
+                // Others know what the tables mean now. It takes part again once it is started as a newer program.
+                self.lose_all("the database is of a newer program");
+                drop(tokio::time::timeout(BEAT_WAIT, self.leave()).await);
+                self.link = None;
+                self.begin_anew();
+                wait = HEARTBEAT;
+                continue;
             }
             wait = match self.beat().await {
                 // At once when something changed: the next one may be due.
                 Ok(true) => Duration::ZERO,
-                Ok(false) => HEARTBEAT,
+                Ok(false) => self.until_claims().min(HEARTBEAT),
                 Err(error) => {
                     tracing::debug!(error = %error, "heartbeat failed, trying again");
                     self.link = None;
@@ -190,7 +213,16 @@ impl Node {
         if self.keeping.ownership.all().is_empty() {
             return Duration::MAX;
         }
-        self.keeping.lease.deadline().since(self.now())
+        self.lease().deadline().since(self.now())
+    }
+
+    /// Until this node may claim shards in an era that it came to know not long ago.
+    fn until_claims(&self) -> Duration {
+        let Some((_, since)) = self.era else { return Duration::MAX };
+        match since.plus(OBSERVATION).since(self.now()) {
+            Duration::ZERO => Duration::MAX,
+            left => left,
+        }
     }
 
     /// One heartbeat with all that follows from it; whether shards changed hands.
@@ -202,15 +234,15 @@ impl Node {
         if !beat.alive {
             // Others saw no renewal for a whole lease, and have taken everything.
             self.lose_all("taken over by another node");
-            self.me = Uuid::now_v7();
-            self.registered = false;
+            self.begin_anew();
             return Ok(true);
         }
-        if self.keeping.lease.is_over(self.now()) {
+        if self.lease().is_over(self.now()) {
             self.lose_all("lease over");
         }
-        self.keeping.lease.extend_to(beat.asked.plus(LEASE), self.now());
-        if self.keeping.lease.is_over(self.now()) {
+        let (ownership, now) = (&self.keeping.ownership, self.now());
+        ownership.within(beat.era, || ownership.lease().extend_to(beat.asked.plus(LEASE), now))?;
+        if self.lease().is_over(self.now()) {
             return Ok(true);
         }
         let back = self.follow(&beat.seen);
@@ -224,8 +256,9 @@ impl Node {
                 self.take_back(&back).await?;
             }
             let claim = to_claim(self.me, &beat.seen);
-            if claim > 0 {
-                changed |= self.claim(&beat.seen.free(), claim).await?;
+            let since = self.era.map_or(beat.known, |(_, since)| since);
+            if claim > 0 && may_claim(beat.settled, since, beat.asked) {
+                changed |= self.claim(&beat.seen.free(), claim, beat.settled).await?;
             }
             Ok::<(), Error>(())
         });
@@ -241,10 +274,13 @@ impl Node {
     async fn ask(&mut self) -> Result<Beat, Error> {
         let failed = |error: tokio_postgres::Error| unavailable(&error);
         if self.link.as_ref().is_none_or(|link| link.is_closed()) {
-            let link = self.keeping.target.connect(|_| ()).await?;
+            let mut link = self.keeping.target.connect(|_| ()).await?;
             // A renewal that a crash of the database takes back would let others take over too early.
             link.batch_execute("SET synchronous_commit = on").await.map_err(failed)?;
             copying::enter(&link).await?;
+            let Keeping { ownership, queue, .. } = &self.keeping;
+            let era = era::enter(&mut link, ownership, queue).await?;
+            self.note_era(era);
             self.keeping.entered = None;
             self.link = Some(link);
         }
@@ -263,13 +299,15 @@ impl Node {
         let nodes = link.prepare_cached(nodes).await.map_err(failed)?;
         let shards = "SELECT shard, node, epoch FROM shards";
         let shards = link.prepare_cached(shards).await.map_err(failed)?;
+        let era = link.prepare_cached(era::FIND).await.map_err(failed)?;
         // Before it is sent: whoever sees this renewal sees it later.
         let asked = self.now();
         let me: [&(dyn ToSql + Sync); 1] = [&self.me];
-        let (renewed, nodes, shards) = futures_util::try_join!(
+        let (renewed, nodes, shards, era) = futures_util::try_join!(
             link.execute(&renew, &me),
             link.query(&nodes, &[]),
             link.query(&shards, &[]),
+            link.query_one(&era, &[]),
         )
         .map_err(failed)?;
         let known = self.now();
@@ -282,7 +320,27 @@ impl Node {
                 seen.shards.insert(shard, (column(row, 1)?, uint(row, 2)?));
             }
         }
-        Ok(Beat { seen, alive: renewed == 1, asked, known })
+        let (era, settled) = (column(&era, 0)?, column(&era, 1)?);
+        Ok(Beat { seen, era, settled, alive: renewed == 1, asked, known })
+    }
+
+    /// The connection is in this era. In another one than before nothing holds that was seen, asked for or begun.
+    fn note_era(&mut self, era: Uuid) {
+        match self.era {
+            Some((before, _)) if before == era => return,
+            Some(_) => self.begin_anew(),
+            None => {}
+        }
+        self.era = Some((era, self.now()));
+    }
+
+    /// As another process would.
+    fn begin_anew(&mut self) {
+        self.me = Uuid::now_v7();
+        self.registered = false;
+        self.observations = Observations::default();
+        self.handovers.abort_all();
+        self.leaving.clear();
     }
 
     /// Gives up what the table says this node has no more. Gives what it says this node has without believing so, with
@@ -300,16 +358,16 @@ impl Node {
         held.into_iter().filter(back).collect()
     }
 
-    fn gain(&self, shards: &BTreeMap<Shard, u64>) {
-        if shards.is_empty() {
-            return;
-        }
-        for (shard, epoch) in shards {
-            self.keeping.ownership.gain(*shard, *epoch);
-        }
-        tracing::info!(shards = shards.len(), "shards gained");
-        let gained = shards.keys().copied().collect();
-        self.keeping.queue.tell(&Commit { gained, ..Commit::default() });
+    fn gain(&self, shards: &BTreeMap<Shard, u64>) -> Result<(), Error> {
+        let Some((era, _)) = self.era.filter(|_| !shards.is_empty()) else { return Ok(()) };
+        self.keeping.ownership.within(era, || {
+            for (shard, epoch) in shards {
+                self.keeping.ownership.gain(*shard, *epoch);
+            }
+            tracing::info!(shards = shards.len(), "shards gained");
+            let gained = shards.keys().copied().collect();
+            self.keeping.queue.tell(&Commit { gained, ..Commit::default() });
+        })
     }
 
     fn lose(&self, shards: &[Shard]) {
@@ -332,7 +390,7 @@ impl Node {
     }
 
     fn end_all(&mut self, shards: &[Shard]) {
-        self.keeping.lease.end();
+        self.lease().end();
         self.lose(shards);
         self.handovers.abort_all();
         self.leaving.clear();
@@ -359,11 +417,19 @@ impl Node {
         Ok(())
     }
 
-    /// Takes so many free shards, if they still are.
-    async fn claim(&mut self, free: &BTreeMap<Shard, u64>, count: usize) -> Result<bool, Error> {
+    /// Takes so many free shards, if they still are. By now every lease of the era before is over.
+    async fn claim(
+        &mut self,
+        free: &BTreeMap<Shard, u64>,
+        count: usize,
+        settled: bool,
+    ) -> Result<bool, Error> {
         let failed = |error: tokio_postgres::Error| unavailable(&error);
         let Some(link) = &mut self.link else { return Ok(false) };
         let tx = link.transaction().await.map_err(failed)?;
+        if !settled {
+            tx.execute(era::SETTLE, &[]).await.map_err(failed)?;
+        }
         // Who buries this node waits for this transaction, and then takes what it claimed too.
         let alive = tx
             .query_opt("SELECT 1 FROM nodes WHERE node = $1 FOR SHARE", &[&self.me])
@@ -400,10 +466,10 @@ impl Node {
             }
         }
         // A lease that ended meanwhile ended these too; the next heartbeat finds them in the table.
-        if self.keeping.lease.is_over(self.now()) {
+        if self.lease().is_over(self.now()) {
             return Ok(true);
         }
-        self.gain(&gained);
+        self.gain(&gained)?;
         Ok(!gained.is_empty())
     }
 

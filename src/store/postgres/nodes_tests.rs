@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
-use super::{CLAIM, Keeper, Keeping};
+use super::{CLAIM, Keeper, Keeping, OBSERVATION};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::lease::Lease;
 use crate::domain::shard::{SHARDS, Shard};
@@ -55,8 +55,8 @@ impl Seen {
 }
 
 fn start(target: Target, name: &str) -> Node {
-    let (queue, ownership, lease) =
-        (Arc::<Queue>::default(), Arc::<Ownership>::default(), Lease::not_yet());
+    let lease = Lease::not_yet();
+    let (queue, ownership) = (Arc::<Queue>::default(), Arc::new(Ownership::new(lease.clone())));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let seen = Arc::new(Seen {
         ownership: Arc::clone(&ownership),
@@ -77,17 +77,9 @@ fn start(target: Target, name: &str) -> Node {
         Box::pin(tokio::time::sleep(DRAIN)) as _
     });
     let name = name.to_owned();
-    let keeper = Keeper::start(Keeping {
-        target,
-        name,
-        queue,
-        clock,
-        ownership,
-        lease,
-        entered: None,
-        drain,
-    })
-    .unwrap();
+    let keeper =
+        Keeper::start(Keeping { target, name, queue, clock, ownership, entered: None, drain })
+            .unwrap();
     Node { keeper, seen }
 }
 
@@ -216,6 +208,79 @@ async fn nodes_share_the_shards_take_over_from_one_that_is_cut_off_and_hand_over
     for node in [second, third] {
         tokio::task::spawn_blocking(move || node.keeper.stop()).await.unwrap();
     }
+}
+
+/// As PostgreSQL leaves it after a crash: sessions are ended, and what is not logged is gone.
+async fn crash(database: &TestDatabase) {
+    let client = database.target.connect_plain().await.unwrap();
+    let sql = "TRUNCATE eras; SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    client.batch_execute(sql).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_new_era_nobody_has_a_shard_until_every_lease_of_before_is_over() {
+    let database = TestDatabase::new().await;
+    let silent = Arc::new(AtomicBool::new(false));
+    let host = database.url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let port = silent_proxy(host.clone(), Arc::clone(&silent)).await;
+    let through = database.url.replace(&host, &format!("127.0.0.1:{port}"));
+    let first = start(database.target.clone(), "first");
+    let second = start(database.target.clone(), "second");
+    let cut_off = start(Target::parse(&through).unwrap(), "cut off");
+    let (a, b, c) = (&*first.seen, &*second.seen, &*cut_off.seen);
+    until("three share", REBALANCED, || shared_evenly(&[a, b, c])).await;
+    let before = a.ownership.all();
+    let end = Arc::new(AtomicBool::new(false));
+    let all = [&first, &second, &cut_off].map(|node| Arc::clone(&node.seen));
+    let watching = watch(all.to_vec(), Arc::clone(&end));
+
+    // It hears of nothing, and goes on for as long as its lease lasts.
+    silent.store(true, Ordering::SeqCst);
+    crash(&database).await;
+    let began = Instant::now();
+    let stopped =
+        until("both have none", REBALANCED, || a.live().is_empty() && b.live().is_empty()).await;
+    assert!(!c.live().is_empty(), "the one that is cut off has stopped already");
+    let shared = until("two share", TAKEN_OVER, || shared_evenly(&[a, b])).await;
+
+    assert!(began.elapsed() >= OBSERVATION, "{shared:?}");
+    assert!(c.live().is_empty());
+    let after = a.ownership.all();
+    assert!(after.values().all(|epoch| *epoch >= 1_000_000), "{before:?} {after:?}");
+    assert_eq!(*a.told.lock().unwrap(), a.live());
+    // Who comes now need not wait, also not the one from before.
+    let came = Instant::now();
+    let late = start(database.target.clone(), "late");
+    silent.store(false, Ordering::SeqCst);
+    let d = &*late.seen;
+    until("four share", REBALANCED, || shared_evenly(&[a, b, c, d])).await;
+    let back = came.elapsed();
+    end.store(true, Ordering::SeqCst);
+    assert_eq!(watching.join().unwrap(), [""; 0]);
+    println!("stopped after {stopped:?}, shared after {shared:?} more, by four after {back:?}");
+    for node in [first, second, cut_off, late] {
+        tokio::task::spawn_blocking(move || node.keeper.stop()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_outdated_gives_everything_back() {
+    let database = TestDatabase::new().await;
+    let old = start(database.target.clone(), "old");
+    until("it has all", REBALANCED, || shared_evenly(&[&old.seen])).await;
+
+    old.seen.ownership.set_outdated(true);
+    let client = database.target.connect_plain().await.unwrap();
+    let sql = "SELECT (SELECT count(*) FROM nodes) + (SELECT count(*) FROM shards WHERE node IS NOT NULL)";
+    let end = Instant::now() + REBALANCED;
+    while client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+        assert!(Instant::now() < end);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    assert!(old.seen.live().is_empty() && old.seen.told.lock().unwrap().is_empty());
+    tokio::task::spawn_blocking(move || old.keeper.stop()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -44,7 +44,7 @@ impl Stage {
         let keys = Keyring::new(vec![Key::random().unwrap()]).unwrap();
         let ownership = Arc::new(Ownership::default());
         Shard::all().for_each(|shard| ownership.gain(shard, EPOCH));
-        let readers = Readers::new(&database.target).unwrap();
+        let readers = Readers::new(&database.target, &ownership).unwrap();
         let reader = Reader::new(readers, keys.clone(), ownership, Arc::default());
         Self { database, client, reader, ids: IdMaker::new(), keys, now: NOW }
     }

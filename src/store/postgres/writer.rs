@@ -6,8 +6,11 @@
 //! PostgreSQL says that it did not wait for its standby, counts as unknown too: the repetition then commits once more, and
 //! that commit waits for everything before it.
 //!
-//! What can be made again is made again for [`PATIENCE`]; then everyone in the group is told that the outcome is unknown,
-//! and what is held in memory is read anew once the database is back.
+//! What can be made again is made again for [`PATIENCE`]; then everyone in the group is told that the outcome is unknown.
+//! It may still be under way on the server. Once it is settled, what is held in memory is read anew.
+//!
+//! In another era of the database (`era.rs`) nothing of before is under way, and what is recorded names epochs that are
+//! over. What was committed in an era is told only while this node is in it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -16,6 +19,7 @@ use std::time::Duration;
 use deadpool_postgres::ClientWrapper;
 use tokio_postgres::AsyncMessage;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::change::{Change, Stop, count_changes};
@@ -26,7 +30,7 @@ use super::ownership::Ownership;
 use super::reader::Broken;
 use super::statements::Statements;
 use super::writes::Writes;
-use super::{audit, commands, copying, tenancy, why};
+use super::{audit, commands, copying, era, tenancy, why};
 use crate::domain::clock::{Clock, Moment};
 use crate::domain::id::{IdMaker, ServiceId};
 use crate::domain::tenancy::TokenHash;
@@ -45,6 +49,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY_WAIT: Duration = Duration::from_millis(20);
 /// While the database stays away: wait between two tries, and how long groups are refused at once in between.
 const AWAY_WAIT: Duration = Duration::from_millis(200);
+/// How long the end of a group in doubt is waited for at a time, on the server. Until then its locks keep what it touches.
+const SETTLE_LOCK_MILLIS: u32 = 200;
+/// Time between two such waits: they hold up every group.
+const SETTLE_EVERY: Duration = Duration::from_secs(2);
 /// Longest wait for the first half of a group. Locks are waited for at most 5 s by the server; beyond this the way to it
 /// is cut in silence.
 const READ_WAIT: Duration = Duration::from_secs(12);
@@ -91,6 +99,11 @@ impl Failure {
         if again.contains(code) {
             return Self::Again(why(&error));
         }
+        // A plan or a statement of a table that is not as it was: another connection prepares anew.
+        let outdated = [SqlState::FEATURE_NOT_SUPPORTED, SqlState::INVALID_SQL_STATEMENT_NAME];
+        if outdated.contains(code) {
+            return Self::Lost(why(&error));
+        }
         // Connection, resources, operator's intervention, read-only after a failover, internal: another connection may do.
         if ["08", "53", "57", "25", "58", "XX"].iter().any(|class| code.code().starts_with(class)) {
             return Self::Lost(why(&error));
@@ -123,10 +136,11 @@ struct Link {
     statements: Statements,
     /// Whether the server warned since this was last cleared.
     warned: Arc<AtomicBool>,
+    era: Uuid,
 }
 
 impl Link {
-    async fn open(target: &Target) -> Result<Self, Failure> {
+    async fn open(target: &Target, ownership: &Ownership, queue: &Queue) -> Result<Self, Failure> {
         let warned = Arc::new(AtomicBool::new(false));
         let hearing = Arc::clone(&warned);
         let heard = move |message| {
@@ -139,11 +153,12 @@ impl Link {
                 hearing.store(true, Ordering::SeqCst);
             }
         };
-        let client =
-            target.connect(heard).await.map_err(|error| Failure::Lost(error.to_string()))?;
-        copying::enter(&client).await.map_err(|error| Failure::Lost(error.to_string()))?;
+        let lost = |error: Error| Failure::Lost(error.to_string());
+        let mut client = target.connect(heard).await.map_err(lost)?;
+        copying::enter(&client).await.map_err(lost)?;
+        let era = era::enter(&mut client, ownership, queue).await.map_err(lost)?;
         let statements = Statements::prepare(&client).await.map_err(Failure::before_commit)?;
-        Ok(Self { client, statements, warned })
+        Ok(Self { client, statements, warned, era })
     }
 
     /// Commits a transaction of statements that were sent one by one.
@@ -184,8 +199,13 @@ pub(super) struct Writer {
     failing_since: Option<Moment>,
     /// When the last try failed.
     failed_at: Moment,
-    /// A group ended without anybody knowing whether it happened: everything is to be read anew.
-    in_doubt: bool,
+    /// Groups that ended without anybody knowing whether they happened: everything is to be read anew, and before that they
+    /// are to be settled.
+    in_doubt: Vec<Uuid>,
+    /// When that may be tried again.
+    settle_at: Moment,
+    /// The era of the last connection.
+    era: Option<Uuid>,
 }
 
 impl Writer {
@@ -210,7 +230,9 @@ impl Writer {
             link: None,
             failing_since: None,
             failed_at,
-            in_doubt: false,
+            in_doubt: Vec::new(),
+            settle_at: failed_at,
+            era: None,
         }
     }
 
@@ -294,9 +316,14 @@ impl Writer {
         commands: Vec<Waiting>,
         done: Result<Outcome, End>,
     ) {
-        match done {
+        let told = done.and_then(|outcome| {
+            // In another era that would be of something else, or of nothing.
+            let era = self.era.unwrap_or_default();
+            let told = self.ownership.within(era, || self.queue.tell(&outcome.commit));
+            told.map(|()| outcome).map_err(End::Unavailable)
+        });
+        match told {
             Ok(outcome) => {
-                self.queue.tell(&outcome.commit);
                 for (waiting, result) in records.into_iter().zip(outcome.recorded) {
                     (waiting.listener)(result);
                 }
@@ -322,7 +349,7 @@ impl Writer {
                     for (service, numbers) in outcome.numbers.drain(..) {
                         self.remembered.put(service, numbers);
                     }
-                    self.recovered();
+                    self.recovered().await;
                     return Ok(outcome);
                 }
                 Err(failure) => failure,
@@ -333,7 +360,7 @@ impl Writer {
                     tracing::error!(error = %error, "transaction failed");
                     if doubtful.is_some() {
                         // An earlier try may have happened: what was in it must not be run again under another id.
-                        self.in_doubt = true;
+                        self.in_doubt.push(group);
                         return Err(End::Unavailable(error));
                     }
                     return Err(End::Broken(error));
@@ -354,7 +381,9 @@ impl Writer {
                 if set_broken(&self.broken, Some(text.clone())) {
                     tracing::error!(error = text, "store failed in a group");
                 }
-                self.in_doubt |= doubtful.is_some();
+                if doubtful.is_some() {
+                    self.in_doubt.push(group);
+                }
                 return Err(End::Unavailable(Error::Unavailable(text)));
             }
             tracing::debug!(error = text, "transaction failed, making it again");
@@ -369,10 +398,7 @@ impl Writer {
         group: Uuid,
         doubtful: &mut Option<Outcome>,
     ) -> Result<Outcome, Failure> {
-        if self.link.as_ref().is_none_or(|link| link.client.is_closed()) {
-            self.remembered.forget();
-            self.link = Some(Link::open(&self.target).await?);
-        }
+        self.connect().await?;
         let Some(link) = &self.link else {
             return Err(Failure::Lost("no connection".to_owned()));
         };
@@ -431,6 +457,23 @@ impl Writer {
         Ok(outcome)
     }
 
+    /// Makes a connection, unless there is one in the era of this node.
+    async fn connect(&mut self) -> Result<(), Failure> {
+        let here = self.ownership.era();
+        if self.link.as_ref().is_some_and(|it| !it.client.is_closed() && Some(it.era) == here) {
+            return Ok(());
+        }
+        self.link = None;
+        self.remembered.forget();
+        let link = Link::open(&self.target, &self.ownership, &self.queue).await?;
+        if self.era.replace(link.era) != Some(link.era) {
+            // Whatever was in doubt is not under way any more, and everything was read anew.
+            self.in_doubt.clear();
+        }
+        self.link = Some(link);
+        Ok(())
+    }
+
     async fn roll_back(&mut self) {
         if let Some(link) = &self.link
             && link.client.batch_execute("ROLLBACK").await.is_err()
@@ -440,20 +483,64 @@ impl Writer {
     }
 
     /// Something succeeded: who reads may go on, and what was in doubt is read anew.
-    fn recovered(&mut self) {
+    async fn recovered(&mut self) {
         self.failing_since = None;
         if set_broken(&self.broken, None) {
             tracing::info!("store writes again");
         }
-        if std::mem::take(&mut self.in_doubt) {
-            self.queue.tell(&Commit { reopened: true, tenancy: true, ..Commit::default() });
+        let now = self.clock.moment();
+        if self.in_doubt.is_empty() || now < self.settle_at {
+            return;
+        }
+        match self.settle().await {
+            Ok(()) => {
+                self.queue.tell(&Commit { reopened: true, tenancy: true, ..Commit::default() });
+            }
+            Err(failure) => {
+                tracing::debug!(?failure, "a group is in doubt, looking again");
+                self.settle_at = now.plus(SETTLE_EVERY);
+                self.roll_back().await;
+            }
         }
     }
 
+    /// Settles groups of which nobody knows whether they happened: the id of one that is under way is waited for, and one
+    /// that is not there is taken, so that its group cannot happen any more. Before that, what a lane is built from could
+    /// be outdated by it.
+    async fn settle(&mut self) -> Result<(), Failure> {
+        while let (Some(group), Some(link)) = (self.in_doubt.last(), &self.link) {
+            let begin = format!("BEGIN; SET LOCAL lock_timeout = {SETTLE_LOCK_MILLIS}");
+            let settled = async {
+                link.client.batch_execute(&begin).await.map_err(Failure::before_commit)?;
+                let params: [&(dyn ToSql + Sync); 1] = [group];
+                let taking = link.client.execute(&link.statements.group, &params);
+                taking.await.map_err(Failure::before_commit)?;
+                link.client.batch_execute("COMMIT").await.map_err(Failure::in_commit)
+            };
+            let late = |_| Failure::Lost("PostgreSQL: no answer".to_owned());
+            match tokio::time::timeout(READ_WAIT, settled).await.map_err(late).flatten() {
+                Ok(()) => {
+                    self.in_doubt.pop();
+                }
+                Err(failure) => {
+                    if !matches!(failure, Failure::Again(_)) {
+                        self.link = None;
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+        if self.in_doubt.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::Lost("no connection".to_owned()))
+    }
+
     /// A quiet moment: finds out whether a database that was away is back. Without it a server that nobody writes to would
-    /// call itself not ready for ever.
+    /// call itself not ready for ever. A connection that was lost is made again, so that it is known where it leads.
     async fn idle(&mut self) {
-        if self.failing_since.is_some() {
+        let lost = self.link.as_ref().is_none_or(|link| link.client.is_closed());
+        if self.failing_since.is_some() || lost || !self.in_doubt.is_empty() {
             drop(self.work(&Job::TokenUses(Vec::new())).await);
         }
     }
@@ -552,3 +639,7 @@ async fn rare(
         Err(Stop::Failed(error)) => Err(Failure::before_commit(error)),
     }
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

@@ -12,7 +12,9 @@ use super::senders::Senders;
 use super::server::TestServer;
 use super::verdict::Verdict;
 use super::watcher::Watcher;
-use super::writers::{Acknowledged, start_stubborn_writers, start_writers};
+use super::writers::{
+    Acknowledged, start_forgiving_writers, start_stubborn_writers, start_writers,
+};
 use super::{PATIENCE, eventually};
 
 /// What the nodes are called.
@@ -153,6 +155,13 @@ impl Cluster {
         self.writers.push(start_stubborn_writers(&app, &name, PAUSE, &self.acknowledged));
     }
 
+    /// Starts callers of a node that go on after a 503 and when a contact is gone; and it must always answer.
+    pub(crate) fn write_what_may_be_lost(&mut self, node: usize) {
+        let name = format!("w{}", self.writers.len());
+        let app = self.nodes[node].app();
+        self.writers.push(start_forgiving_writers(&app, &name, PAUSE, &self.acknowledged));
+    }
+
     /// Writes for so long.
     pub(crate) async fn write_for(&self, time: Duration) {
         let before = self.acknowledged.count();
@@ -194,6 +203,12 @@ impl Cluster {
     /// Lets callers end, waits until everything is delivered, ends the nodes, and judges. `failures` is how often something
     /// failed that may have made attempts come twice.
     pub(crate) async fn finish(mut self, failures: usize) -> Verdict {
+        self.end().await;
+        Verdict::reach(&self, failures).await
+    }
+
+    /// Lets callers end, waits until everything is delivered, and ends the nodes.
+    pub(crate) async fn end(&mut self) {
         self.acknowledged.stop();
         for writers in std::mem::take(&mut self.writers) {
             writers.join_all().await;
@@ -204,7 +219,6 @@ impl Cluster {
         for node in &mut self.nodes {
             node.kill();
         }
-        Verdict::reach(&self, failures).await
     }
 
     /// Waits until everything is finished; fails only when nothing moves any more.

@@ -170,6 +170,17 @@ impl Postgres {
         process.wait().unwrap();
     }
 
+    /// Stops the process that writes what asynchronous commits have left in memory; it ends with the server.
+    pub(crate) fn stop_wal_writer(&self) {
+        let children = children_of(self.process.as_ref().unwrap().id());
+        let is_wal_writer = |id: &u32| {
+            let title = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&title).contains("walwriter")
+        };
+        let writer = children.into_iter().find(is_wal_writer).expect("PostgreSQL has one");
+        signal_if_there(writer, Signal::STOP);
+    }
+
     /// Starts it on the same files and port after [`Self::kill`]; waits until it answers, its recovery included.
     pub(crate) async fn restart(&mut self) {
         assert!(self.process.is_none(), "PostgreSQL still runs");
@@ -214,15 +225,17 @@ impl Postgres {
         admin.query_one(sql, &[]).await.unwrap().get(0)
     }
 
-    /// Makes a standby of it, and lets every commit wait from now on until the standby has it too.
-    pub(crate) async fn synchronous_standby(&self) -> Self {
+    /// Makes a standby of it that follows over this way; no commit waits for it.
+    pub(crate) async fn standby(&self, way: SocketAddr) -> Self {
         let folder = Folder::new("standby");
         let mut backup = as_user(&programs().join("pg_basebackup"));
         let (port, data) = (self.port.to_string(), folder.0.join("data"));
         backup.args(["-h", "127.0.0.1", "-U", NAME, "-p", &port, "-c", "fast", "-X", "stream"]);
         run(backup.args(["--no-sync", "--write-recovery-conf", "-D"]).arg(&data));
         let primary = format!(
-            "primary_conninfo=host=127.0.0.1 port={port} user={NAME} application_name=standby"
+            "primary_conninfo=host={} port={} user={NAME} application_name=standby",
+            way.ip(),
+            way.port()
         );
         let mut standby = Self {
             folder,
@@ -233,6 +246,12 @@ impl Postgres {
             _template: Arc::clone(&self._template),
         };
         standby.restart().await;
+        standby
+    }
+
+    /// Makes a standby of it, and lets every commit wait from now on until the standby has it too.
+    pub(crate) async fn synchronous_standby(&self) -> Self {
+        let standby = self.standby(self.address()).await;
         let admin = connect(&self.url_of("postgres")).await.unwrap();
         // Each alone, since a setting of the system cannot be changed in a transaction.
         admin
@@ -246,6 +265,13 @@ impl Postgres {
         })
         .await;
         standby
+    }
+
+    /// Starts it again with these settings, each `name=value`.
+    pub(crate) async fn restart_with(&mut self, settings: &[&str]) {
+        self.kill();
+        self.settings.extend(settings.iter().map(|&setting| setting.to_owned()));
+        self.restart().await;
     }
 
     /// Starts it again with TLS and this certificate; those who want none are still let in.

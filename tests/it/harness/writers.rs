@@ -109,7 +109,7 @@ pub(crate) fn start_writers(
     pause: Duration,
     acknowledged: &Arc<Acknowledged>,
 ) -> JoinSet<()> {
-    start(app, name, pause, acknowledged, false)
+    start(app, name, pause, acknowledged, Manner::Brief)
 }
 
 /// The same, but after a 503 they go on with the next contact; and there must always be an answer.
@@ -119,7 +119,17 @@ pub(crate) fn start_stubborn_writers(
     pause: Duration,
     acknowledged: &Arc<Acknowledged>,
 ) -> JoinSet<()> {
-    start(app, name, pause, acknowledged, true)
+    start(app, name, pause, acknowledged, Manner::Stubborn)
+}
+
+/// The same, and they also go on when a contact is not there any more that they were told of.
+pub(crate) fn start_forgiving_writers(
+    app: &Api,
+    name: &str,
+    pause: Duration,
+    acknowledged: &Arc<Acknowledged>,
+) -> JoinSet<()> {
+    start(app, name, pause, acknowledged, Manner::Forgiving)
 }
 
 fn start(
@@ -127,7 +137,7 @@ fn start(
     name: &str,
     pause: Duration,
     acknowledged: &Arc<Acknowledged>,
-    is_stubborn: bool,
+    manner: Manner,
 ) -> JoinSet<()> {
     let mut writers = JoinSet::new();
     for number in 0..WRITERS {
@@ -135,14 +145,17 @@ fn start(
             app: app.clone(),
             name: format!("{name}.w{number}"),
             pause,
-            is_stubborn,
+            manner,
             acknowledged: Arc::clone(acknowledged),
         };
         writers.spawn(async move {
             for number in 0.. {
                 match writer.write_contact(number).await {
                     Ok(()) => {}
-                    Err(End::Unavailable) if is_stubborn => tokio::time::sleep(pause).await,
+                    Err(End::Forgotten) => {}
+                    Err(End::Unavailable) if manner != Manner::Brief => {
+                        tokio::time::sleep(pause).await;
+                    }
                     Err(End::Unavailable | End::Stopped | End::NoAnswer) => return,
                 }
             }
@@ -165,7 +178,7 @@ pub(crate) fn start_editors(
             app: app.clone(),
             name: String::new(),
             pause,
-            is_stubborn: false,
+            manner: Manner::Brief,
             acknowledged: Arc::clone(acknowledged),
         };
         let (ids, mut chance) = (Arc::clone(ids), Chance::new(chance.next()));
@@ -182,9 +195,21 @@ pub(crate) fn start_editors(
     editors
 }
 
+/// When a caller goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// Only after a good answer.
+    Brief,
+    /// Also after a 503.
+    Stubborn,
+    /// Also after a 404.
+    Forgiving,
+}
+
 /// Why a caller goes no further.
 enum End {
     Stopped,
+    Forgotten,
     NoAnswer,
     Unavailable,
 }
@@ -193,7 +218,7 @@ struct Writer {
     app: Api,
     name: String,
     pause: Duration,
-    is_stubborn: bool,
+    manner: Manner,
     acknowledged: Arc<Acknowledged>,
 }
 
@@ -219,7 +244,7 @@ impl Writer {
         }
         let answer = match self.app.try_send(method, path, body.to_string()).await {
             Ok(answer) => answer,
-            Err(error) if self.is_stubborn => panic!("no answer: {error}"),
+            Err(error) if self.manner != Manner::Brief => panic!("no answer: {error}"),
             Err(_) => return Err(End::NoAnswer),
         };
         if answer.status == 503 {
@@ -228,6 +253,9 @@ impl Writer {
             assert!(answer.header("retry-after").is_some(), "{answer:?}");
             self.acknowledged.unavailable.fetch_add(1, Ordering::SeqCst);
             return Err(End::Unavailable);
+        }
+        if answer.status == 404 && self.manner == Manner::Forgiving {
+            return Err(End::Forgotten);
         }
         assert!([200, 201].contains(&answer.status), "{answer:?}");
         let result = answer.json()["result"].take();
