@@ -719,16 +719,29 @@ pub async fn copy_store(
     to: &str,
     report: &mut (dyn FnMut(CopyProgress) + Send),
 ) -> anyhow::Result<CopiedStore> {
-    if !is_url(from) && !Embedded::exists(Path::new(from)) {
-        bail!("there is no Rollcall data in {from}");
+    let (from, to) = (CopyPlace::parse(from, "source")?, CopyPlace::parse(to, "target")?);
+    if let CopyPlace::Directory(from) = &from
+        && !Embedded::exists(from)
+    {
+        bail!("there is no Rollcall data in {}", from.display());
     }
-    let mut source = open_side(from).await.context("cannot open the source")?;
-    let mut target = open_side(to).await.context("cannot open the target")?;
+    if from.is_same_as(&to) {
+        bail!("source and target are the same store: name another target");
+    }
+    let mut source = from.open().await.context("cannot open the source")?;
+    if let CopyPlace::Directory(to) = &to
+        && !Embedded::exists(to)
+    {
+        // Before anything is made there.
+        source.check().await.context("cannot copy from the source")?;
+        check_new(to)?;
+    }
+    let mut target = to.open().await.context("cannot open the target")?;
     let outcome = store::copy::copy(&mut source, &mut target, report).await;
     source.close().await;
     target.close().await;
     let outcome = outcome?;
-    let next = match (is_url(from), is_url(to)) {
+    let next = match (from.is_url(), to.is_url()) {
         (false, true) => {
             "give every node the keys of secret.key in the source's directory, as secret_key or secret_key_file"
         }
@@ -739,16 +752,67 @@ pub async fn copy_store(
     Ok(CopiedStore { outcome, next })
 }
 
-fn is_url(store: &str) -> bool {
-    store.starts_with("postgres://") || store.starts_with("postgresql://")
+/// One side of a copy, as it was given.
+enum CopyPlace {
+    Directory(PathBuf),
+    Url(Box<Target>),
 }
 
-async fn open_side(store: &str) -> anyhow::Result<Side> {
-    if is_url(store) {
-        let target = Target::parse(store).map_err(|rule| anyhow!("the connection URL {rule}"))?;
-        return Ok(Side::Postgres(PostgresSide::open(&target).await?));
+impl CopyPlace {
+    /// No part of the text is in the error: it may be a password.
+    fn parse(text: &str, side: &str) -> anyhow::Result<Self> {
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            let target = Target::parse(text)
+                .map_err(|rule| anyhow!("the connection URL of the {side} {rule}"))?;
+            return Ok(Self::Url(Box::new(target)));
+        }
+        let is_odd = text.contains("://")
+            || ["postgres:", "postgresql:"]
+                .iter()
+                .any(|it| text.to_ascii_lowercase().starts_with(it))
+            || ["host=", "dbname=", "password="].iter().any(|name| text.contains(name));
+        if text.is_empty() || text == "embedded" || is_odd {
+            bail!("the {side} must be the path of a data directory, or begin with postgres://");
+        }
+        Ok(Self::Directory(PathBuf::from(text)))
     }
-    Ok(Side::Sqlite(SqliteSide::open(Path::new(store))?))
+
+    const fn is_url(&self) -> bool {
+        matches!(self, Self::Url(_))
+    }
+
+    fn is_same_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Url(one), Self::Url(other)) => one.place() == other.place(),
+            (Self::Directory(one), Self::Directory(other)) => {
+                let real = |path: &Path| path.canonicalize().ok();
+                real(one).is_some_and(|one| Some(one) == real(other))
+            }
+            _ => false,
+        }
+    }
+
+    async fn open(&self) -> anyhow::Result<Side> {
+        Ok(match self {
+            Self::Url(target) => Side::Postgres(PostgresSide::open(target).await?),
+            Self::Directory(directory) => Side::Sqlite(SqliteSide::open(directory)?),
+        })
+    }
+}
+
+/// Refuses a directory that has something else in it. A key file that was put there before is expected.
+fn check_new(directory: &Path) -> anyhow::Result<()> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
+    for entry in entries {
+        let name = entry?.file_name();
+        if name != "secret.key" && name != "lock" {
+            let directory = directory.display();
+            bail!(
+                "the target {directory} has something else in it: name an empty or a new directory"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// A new key in text, for the settings `secret_key` and `secret_key_file`.

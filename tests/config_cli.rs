@@ -157,6 +157,12 @@ fn commands_on_a_closed_store_tell_postgresql_from_a_data_directory() {
         ("key reset", "in postgres://127.0.0.1:1/rollcall; stop every node"),
         ("admin-token reset", "in postgres://127.0.0.1:1/rollcall; stop every node"),
     ] {
+        if !arguments.contains("rotate") {
+            let mut both = command(&format!("{arguments} --data-dir /nowhere"));
+            let (code, out, err) = run(both.env("ROLLCALL_STORE", STORE).current_dir(&dir.0));
+            assert_eq!((code, out.as_str()), (1, ""), "{err}");
+            assert!(err.contains("both a data directory and a PostgreSQL are named"), "{err}");
+        }
         let mut command = command(arguments);
         command.env("ROLLCALL_STORE", STORE).env_remove("ROLLCALL_SECRET_KEY");
         let (code, out, err) = run(command.current_dir(&dir.0));

@@ -78,8 +78,8 @@ async fn reset(store: &ClosedStore) -> anyhow::Result<()> {
         credentials.store(data_dir)?;
     }
     printed?;
-    output::complain(
-        "this is the new admin token, shown only this once; the old one no longer works",
-    );
+    output::complain(&format!(
+        "this is the new admin token of the store in {store}, shown only this once; the old one no longer works"
+    ));
     Ok(())
 }

@@ -32,6 +32,11 @@ pub(super) struct DataDir {
 }
 
 impl DataDir {
+    /// Whether it was named, and not left to the default.
+    pub(super) fn is_given(&self) -> bool {
+        self.given.as_ref().is_some_and(|path| !path.is_empty())
+    }
+
     /// The directory; an empty variable is as good as none.
     pub(super) fn path(&self) -> PathBuf {
         let given = self.given.as_deref().filter(|path| !path.is_empty());

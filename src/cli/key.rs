@@ -109,7 +109,9 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
             let changed =
                 app::replace_lost_secrets(&store, keys.as_deref()).await.with_context(failed)?;
             let ChangedKey { key, secrets } = changed;
-            output::print(&format!("key {key}: {secrets} apps with a new signing secret"))?;
+            output::print(&format!(
+                "key {key}: {secrets} apps with a new signing secret in {store}"
+            ))?;
             output::complain(
                 "each receiver needs the new secret of its app: GET .../staff-contact-event-sub/secret",
             );

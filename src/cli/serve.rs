@@ -27,8 +27,14 @@ pub(super) struct ServeArgs {
 
 /// Runs the command.
 pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
-    let settings = config::load(&args.settings.sources(false))?.settings;
+    let config::Loaded { settings, shown, .. } = config::load(&args.settings.sources(false))?;
     log::install(&settings);
+    let is_written = |(name, _, source): &(&str, String, config::Source)| {
+        *name == "data_dir" && *source != config::Source::Default
+    };
+    if matches!(settings.store, config::Store::Postgres(_)) && shown.iter().any(is_written) {
+        tracing::warn!("data_dir is not used: store names a PostgreSQL, and everything is there");
+    }
     let own_token = settings.admin_token.is_some();
     let signals = Signals::of_server()?;
     let running = start(settings).await?;

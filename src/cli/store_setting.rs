@@ -42,10 +42,16 @@ impl StoreSetting {
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or both settings are there.
+    /// The file cannot be read, both settings are there, or a data directory is named too.
     pub(super) fn closed_store(&self, data_dir: &DataDir) -> anyhow::Result<ClosedStore> {
         if self.is_embedded() {
             return Ok(ClosedStore::DataDir(data_dir.path()));
+        }
+        if data_dir.is_given() {
+            bail!(
+                "both a data directory and a PostgreSQL are named: leave out --data-dir and ROLLCALL_DATA_DIR, or --store, \
+                 ROLLCALL_STORE and ROLLCALL_STORE_FILE"
+            );
         }
         let is_set = |text: &&OsString| !text.is_empty();
         match (self.store.as_ref().filter(is_set), self.store_file.as_ref().filter(is_set)) {

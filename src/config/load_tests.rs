@@ -270,6 +270,7 @@ fn store_is_embedded_or_a_postgresql_whose_url_is_never_shown() {
         "sqlite",
         "mysql://me:hunter2@h/d",
         "me:hunter2@h",
+        "host=h user=me password=hunter2 dbname=d",
         "hunter2@h",
         "/hunter2",
         "postgres://me:hunter2@h/d?sslmode=prefer",

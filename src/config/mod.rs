@@ -13,3 +13,4 @@ pub mod raw;
 pub mod table;
 
 pub use load::{CorsOrigins, Loaded, LogFormat, Settings, Store, load, read_admin_token_file};
+pub use raw::Source;

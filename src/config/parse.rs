@@ -70,11 +70,6 @@ pub(super) fn store(text: &str) -> Parsed<Option<Target>> {
     if !STORE_SCHEMES.iter().any(|scheme| text.starts_with(scheme)) {
         return Err(String::new());
     }
-    // A password that was not escaped could be taken for a host or an option, and be shown as such.
-    let (address, options) = text.split_once('?').unwrap_or((text, ""));
-    if address.matches('@').count() > 1 || options.contains('@') {
-        return Err("a special character in user or password is not written as %XX".to_owned());
-    }
     Target::parse(text).map(Some).map_err(|why| format!("it {why}"))
 }
 

@@ -73,7 +73,7 @@ impl Setting {
         match self.name {
             "admin_token" | "secret_key" if !value.is_empty() => "(hidden)".to_owned(),
             // A database URL may carry a password, also where it is malformed, so only its scheme is shown.
-            "store" if value.contains([':', '@', '/']) => {
+            "store" if !value.is_empty() && value != "embedded" => {
                 let scheme = STORE_SCHEMES.iter().find(|scheme| value.starts_with(**scheme));
                 format!("{}(hidden)", scheme.copied().unwrap_or_default())
             }

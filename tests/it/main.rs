@@ -39,6 +39,7 @@ mod nodes_went_back;
 mod secrets_at_rest;
 mod store_copy;
 mod store_copy_killed;
+mod store_copy_refused;
 mod store_disk_faults;
 mod store_disk_full;
 mod store_power_cut;

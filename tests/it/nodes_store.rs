@@ -102,6 +102,24 @@ async fn lost_keys_and_admin_tokens_are_replaced_while_no_node_runs() {
     stored.anyone(Some(token.trim())).get("/v1/admin/services").await.expect(200);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_with_another_key_does_not_start_even_while_nothing_is_sealed() {
+    const OTHER_KEY: &str = "Q0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0M=";
+    let database = Database::create().await;
+    let other = TestServer::builder()
+        .node(&database.url(), "other")
+        .environment(vec![("ROLLCALL_SECRET_KEY", OTHER_KEY.into())]);
+    let first = TestServer::builder().node(&database.url(), "first").serve().start().await;
+    let client = database.connect().await;
+    client.batch_execute("DELETE FROM app_secrets").await.unwrap();
+
+    let (code, said) = other.clone().start_and_fail();
+
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("are sealed with key") && said.contains("secret_key"), "{said}");
+    drop(first);
+}
+
 #[tokio::test]
 async fn node_goes_on_by_itself_when_postgresql_is_back() {
     let mut postgres = Postgres::start().await;

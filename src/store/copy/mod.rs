@@ -120,6 +120,16 @@ impl Side {
         }
     }
 
+    /// Whether it may be served from and copied.
+    ///
+    /// # Errors
+    ///
+    /// It was copied away or is not filled yet, or cannot be read.
+    pub async fn check(&mut self) -> Result<(), Error> {
+        let text = on_side!(self, side => side.mark(), side.mark())?;
+        Mark::check(text.as_deref())
+    }
+
     async fn mark(&mut self) -> Result<Option<Mark>, Error> {
         let text = on_side!(self, side => side.mark(), side.mark())?;
         Mark::parse(text.as_deref())

@@ -56,7 +56,7 @@ impl fmt::Debug for Target {
 impl Target {
     /// Reads a connection URL: `postgres://user:password@host:port/database`, several hosts with commas between them.
     /// Without `sslmode` a host that is not this machine needs TLS with a certificate that is verified. `sslmode=disable`
-    /// turns it off, `sslrootcert` names a file of certificates to trust in place of the system's.
+    /// turns it off, `sslrootcert` names a file of certificates to trust in place of the system's, and asks for TLS.
     ///
     /// # Errors
     ///
@@ -66,6 +66,11 @@ impl Target {
             return Err("must begin with postgres://".to_owned());
         }
         let (address, query) = text.split_once('?').unwrap_or((text, ""));
+        // A password that was not escaped could be taken for a host or an option, and be shown as such.
+        if address.matches('@').count() > 1 || query.contains('@') {
+            let rule = "has a special character in user or password that is not written as %XX";
+            return Err(rule.to_owned());
+        }
         let (mut ssl_mode, mut root_cert) = (None, None);
         let mut rest = url::form_urlencoded::Serializer::new(String::new());
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
@@ -82,16 +87,25 @@ impl Target {
         let rest = rest.finish().replace('+', "%20");
         let mut config: Config = format!("{address}?{rest}")
             .parse()
-            .map_err(|error: tokio_postgres::Error| format!("is not a connection URL: {error}"))?;
+            // What is wrong in particular names a part of it.
+            .map_err(|_| {
+                "cannot be read: look at its port, and at the options behind ?".to_owned()
+            })?;
         if config.get_hosts().is_empty() {
             return Err("must name a host".to_owned());
+        }
+        if config.get_dbname().is_none_or(str::is_empty) {
+            return Err("must name a database, as in postgres://host/rollcall".to_owned());
         }
         let encrypted = match ssl_mode.as_deref() {
             Some("disable") => false,
             Some("require" | "verify-full") => true,
-            None => !config.get_hosts().iter().all(is_here),
+            // Who names roots wants to be sure of the server, also behind a tunnel.
+            None => root_cert.is_some() || !config.get_hosts().iter().all(is_here),
             Some(_) => {
-                return Err("sslmode must be disable or verify-full".to_owned());
+                let rule =
+                    "must have disable or verify-full as its sslmode (require means the same)";
+                return Err(rule.to_owned());
             }
         };
         config
@@ -130,8 +144,8 @@ impl Target {
         let connecting = self.config.connect(self.tls.clone());
         let (client, mut connection) = tokio::time::timeout(CONNECT_WAIT, connecting)
             .await
-            .map_err(|_| Error::Unavailable("PostgreSQL: no answer to a connection".to_owned()))?
-            .map_err(|error| unavailable(&error))?;
+            .map_err(|_| self.unreachable("PostgreSQL: no answer to a connection"))?
+            .map_err(|error| self.unreachable(&why(&error)))?;
         let task = tokio::spawn(async move {
             loop {
                 match poll_fn(|context| connection.poll_message(context)).await {
@@ -150,9 +164,13 @@ impl Target {
     /// A connection for one purpose, without a cache of statements.
     pub(super) async fn connect_plain(&self) -> Result<Client, Error> {
         let (client, connection) =
-            self.config.connect(self.tls.clone()).await.map_err(|error| unavailable(&error))?;
+            self.config.connect(self.tls.clone()).await.map_err(|e| self.unreachable(&why(&e)))?;
         tokio::spawn(async move { drop(connection.await) });
         Ok(client)
+    }
+
+    fn unreachable(&self, why: &str) -> Error {
+        Error::Unavailable(format!("{why} ({})", self.place()))
     }
 }
 
@@ -276,10 +294,12 @@ mod tests {
         assert_eq!(refused("mysql://a:secret@b/c"), "must begin with postgres://");
         assert_eq!(
             refused("postgres://a:secret@b/c?sslmode=prefer"),
-            "sslmode must be disable or verify-full"
+            "must have disable or verify-full as its sslmode (require means the same)"
         );
         assert!(refused("postgres://a:secret@b/c?options=-c%20x").contains("options"));
         assert!(refused("postgres://a:secret@b/c?sslrootcert=/nowhere").contains("/nowhere"));
+        assert!(refused("postgres://a:secret@b").contains("name a database"));
+        assert!(refused("postgres://a:sec@ret@b/c").contains("%XX"));
         for text in ["postgres://a:secret@b:port/c", "postgres://a:secret@b/c?what=1"] {
             assert!(!refused(text).contains("secret"), "{}", refused(text));
         }

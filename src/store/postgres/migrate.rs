@@ -67,6 +67,14 @@ pub(super) async fn migrate(client: &mut Client) -> Result<(), Error> {
 
 async fn migrate_locked(client: &mut Client) -> Result<(), Error> {
     let failed = |error: tokio_postgres::Error| unavailable(&error);
+    let row = client.query_one("SHOW server_encoding", &[]).await.map_err(failed)?;
+    let encoding: &str = row.get(0);
+    if encoding != "UTF8" {
+        return Err(Error::Internal(format!(
+            "the database has the encoding {encoding}, and names need UTF8: make one with \
+             `createdb --template=template0 --encoding=UTF8`"
+        )));
+    }
     client
         .batch_execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
         .await

@@ -1,6 +1,6 @@
 //! The suite of every back end, on PostgreSQL.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::copying::PostgresSide;
 use super::test_database::TestDatabase;
@@ -13,7 +13,10 @@ use crate::store::sqlite::retention::Retention;
 
 pub(super) fn options() -> Options {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let keys = Keyring::new(vec![Key::random().unwrap()]).unwrap();
+    // The same for all nodes of a test.
+    static KEYS: LazyLock<Keyring> =
+        LazyLock::new(|| Keyring::new(vec![Key::random().unwrap()]).unwrap());
+    let keys = KEYS.clone();
     Options { clock, retention: Retention::FOREVER, keys, node_name: "test".to_owned() }
 }
 

@@ -7,7 +7,7 @@ use deadpool_postgres::ClientWrapper;
 
 use super::change::{Change, Stop, count_changes, int};
 use super::connect::Target;
-use super::secrets::{COLUMNS, insert, place_of, prepare, secret_of};
+use super::secrets::{COLUMNS, FORGET_KEY, insert, place_of, prepare, secret_of};
 use super::{audit, copying, tenancy, unavailable};
 use crate::domain::audit::{Action, Origin, SERVER, Subject};
 use crate::domain::clock::Timestamp;
@@ -140,6 +140,7 @@ async fn lost(client: &ClientWrapper, keys: &Keyring) -> Result<Vec<SecretPlace>
 }
 
 async fn replace_lost(change: &mut Change<'_>) -> Result<u64, Stop> {
+    change.execute(FORGET_KEY, &[]).await?;
     let mut replaced = 0;
     let places = lost(change.client, change.keys).await?;
     for SecretPlace { service, app, number } in &places {

@@ -18,6 +18,13 @@ use crate::store::{ChangedSecrets, Error};
 /// Who seals all rows holds this advisory lock.
 const LOCK: i64 = 0x726f_6c6c_7365_616c;
 
+/// The number of the key that nodes seal with.
+const NOTED_KEY: &str = "SELECT value FROM meta WHERE name = 'key'";
+const NOTE_KEY: &str = "INSERT INTO meta (name, value) VALUES ('key', $1) \
+     ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+/// Nodes may come with any key again, as far as no secret needs another one.
+pub(super) const FORGET_KEY: &str = "DELETE FROM meta WHERE name = 'key'";
+
 /// The columns that [`secret_of`] reads, as the first ones of a query.
 pub(super) const COLUMNS: &str = "service, app, number, key, secret, expires_at";
 
@@ -122,10 +129,18 @@ pub(super) async fn prepare(client: &mut Client, keys: &Keyring) -> Result<u64, 
     tx.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await.map_err(failed)?;
     let rows =
         tx.query("SELECT DISTINCT key FROM app_secrets ORDER BY key", &[]).await.map_err(failed)?;
-    let needed = rows.iter().map(|row| key_of(row, 0)).collect::<Result<Vec<_>, _>>()?;
+    let mut needed = rows.iter().map(|row| key_of(row, 0)).collect::<Result<Vec<_>, _>>()?;
+    // Also where nothing was sealed yet: a node with another key would seal what the first one cannot open.
+    let noted = tx.query_opt(NOTED_KEY, &[]).await.map_err(failed)?;
+    let noted = noted.map(|row| key_of(&row, 0)).transpose()?;
+    needed.extend(noted.filter(|noted| !needed.contains(noted)));
     lacks_keys(&needed, keys)?;
     let newest = keys.newest();
+    if noted != Some(newest) {
+        tx.execute(NOTE_KEY, &[&&newest.as_bytes()[..]]).await.map_err(failed)?;
+    }
     if needed.iter().all(|key| *key == newest) {
+        tx.commit().await.map_err(failed)?;
         return Ok(0);
     }
     // A rotation meanwhile would lock some of these rows in another order.

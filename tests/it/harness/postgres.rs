@@ -46,6 +46,11 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) async fn create() -> Self {
+        Self::create_with("").await
+    }
+
+    /// With options of `CREATE DATABASE`.
+    pub(crate) async fn create_with(options: &str) -> Self {
         let server = std::env::var(SHARED).unwrap_or_else(|_| {
             panic!(
                 "{SHARED} is not set: run `make test`, or tests/postgres/with_server.sh with your command behind it"
@@ -55,7 +60,7 @@ impl Database {
         getrandom::fill(&mut random).unwrap();
         let name = format!("rollcall_test_{:016x}", u64::from_le_bytes(random));
         let client = connect(&server).await.unwrap();
-        client.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        client.batch_execute(&format!("CREATE DATABASE {name} {options}")).await.unwrap();
         Self { server: Url::parse(&server).unwrap(), name }
     }
 
