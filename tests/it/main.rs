@@ -30,6 +30,7 @@ mod harness_postgres;
 mod hostile_callers;
 mod leaks;
 mod listener_tls;
+mod nodes_conditions;
 mod nodes_database;
 mod nodes_failures;
 mod nodes_limits;

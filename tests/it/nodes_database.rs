@@ -1,14 +1,17 @@
-//! The database fails, or the way to it: nodes go on by themselves, nothing is lost, nothing comes out of order.
+//! The database fails, or the way to it, or somebody holds it back: nodes go on by themselves, nothing is lost, nothing
+//! comes out of order.
 //!
 //! Judged as in `nodes_failures.rs`. `make nodes-failures` is the long form.
 
 use std::time::{Duration, Instant};
 
+use tokio_postgres::Client;
+
 use crate::harness::chance::number_from;
 use crate::harness::cluster::{Cluster, NAMES};
 use crate::harness::postgres::{Database, Postgres};
 use crate::harness::proxy::Proxy;
-use crate::harness::say;
+use crate::harness::{eventually, say};
 
 /// The variable that says for how many seconds sessions are ended.
 const SECONDS: &str = "ROLLCALL_TEST_TERMINATE_SECONDS";
@@ -23,6 +26,10 @@ const LOAD: Duration = Duration::from_secs(1);
 /// Longest transaction of a node that may be seen while receivers take [`SLOW`] to answer.
 const TRANSACTION_MAX: Duration = Duration::from_millis(500);
 const SLOW: Duration = Duration::from_secs(2);
+/// How long a transaction is held open, in so many parts, in each of which work must go on. `make bench-postgres` does it
+/// for minutes, and measures the throughput.
+const HELD_OPEN: Duration = Duration::from_secs(8);
+const HELD_PARTS: u32 = 4;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn node_that_is_cut_off_stops_and_takes_part_again() {
@@ -126,6 +133,56 @@ async fn failover_to_a_synchronous_standby_loses_nothing() {
     say(&format!(
         "failover to a synchronous standby, promoted after {:.1} s: {verdict}",
         away.as_secs_f64()
+    ));
+}
+
+/// How often the rolls of all services were written, as this session sees it. Each time leaves a dead version behind.
+async fn rolls_written(client: &Client) -> i64 {
+    let sql = "SELECT sum(version)::bigint FROM rolls";
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+/// Dead versions of rolls that VACUUM cannot remove, and those that came while it ran.
+async fn dead_after_vacuum(client: &Client) -> i64 {
+    client.batch_execute("VACUUM rolls").await.unwrap();
+    let sql = "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 'rolls'";
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transaction_that_is_held_open_loses_nothing() {
+    let database = Database::create().await;
+    let mut cluster = Cluster::start_on(&database.url()).await;
+    for node in 0..NAMES.len() {
+        cluster.write(node);
+    }
+    cluster.write_for(LOAD).await;
+    let (holder, client) = (database.connect().await, database.connect().await);
+
+    holder.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    let at_begin = rolls_written(&holder).await;
+    let mut sent = cluster.senders.arrivals().len();
+    for _ in 0..HELD_PARTS {
+        cluster.write_for(HELD_OPEN / HELD_PARTS).await;
+        let before = std::mem::replace(&mut sent, cluster.senders.arrivals().len());
+        assert!(sent > before, "nothing was sent");
+    }
+    let written = rolls_written(&client).await - at_begin;
+    let kept = dead_after_vacuum(&client).await;
+
+    assert!(written > 0 && kept >= written, "{kept} dead versions kept, {written} written");
+    assert_eq!(rolls_written(&holder).await, at_begin, "it sees what was committed later");
+    holder.batch_execute("COMMIT").await.unwrap();
+    let left = eventually("VACUUM removes them again", async || {
+        Some(dead_after_vacuum(&client).await).filter(|left| *left < written / 2)
+    })
+    .await;
+    // Nothing failed, so nothing may come twice.
+    let verdict = cluster.finish(0).await;
+    say(&format!(
+        "a transaction held open for {} s: {kept} dead versions of rolls kept after {written} writes, {left} once it had \
+         ended; {verdict}",
+        HELD_OPEN.as_secs()
     ));
 }
 
