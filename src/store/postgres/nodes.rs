@@ -522,6 +522,7 @@ impl Node {
                 "node not signed off, others wait for its lease"
             );
         }
+        copying::leave_shared(link).await;
     }
 }
 

@@ -254,6 +254,13 @@ impl Writer {
                 Taken::Closed => break,
             }
         }
+        if let Some(link) = &self.link {
+            // At once: a copy that follows the stop would be refused for a session that is just ending.
+            drop(
+                runtime
+                    .block_on(tokio::time::timeout(READ_WAIT, copying::leave_shared(&link.client))),
+            );
+        }
     }
 
     /// One transaction for records and changes of the roll, then one for each other command.
