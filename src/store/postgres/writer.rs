@@ -256,10 +256,8 @@ impl Writer {
         }
         if let Some(link) = &self.link {
             // At once: a copy that follows the stop would be refused for a session that is just ending.
-            drop(
-                runtime
-                    .block_on(tokio::time::timeout(READ_WAIT, copying::leave_shared(&link.client))),
-            );
+            let leaving = copying::leave_shared(&link.client);
+            drop(runtime.block_on(async { tokio::time::timeout(READ_WAIT, leaving).await }));
         }
     }
 
