@@ -117,10 +117,13 @@ impl Cluster {
 
     /// Waits until every node has its share of the shards.
     pub(crate) async fn wait_until_balanced(&self) {
+        // A receiver may hear of a takeover before the watcher has seen it: then the shares of before still look even.
+        let since = Instant::now();
         eventually("the nodes have their shares", async || {
+            let is_known = self.watcher.has_looked_since(since);
             let shares = self.watcher.shares();
             let even = shares.values().all(|share| *share >= SHARDS / NAMES.len());
-            (shares.len() == NAMES.len() && even).then_some(())
+            (is_known && shares.len() == NAMES.len() && even).then_some(())
         })
         .await;
     }
@@ -219,6 +222,12 @@ impl Cluster {
         for node in &mut self.nodes {
             node.kill();
         }
+        // What a node gained and sent for at the very end is judged too.
+        let ended = Instant::now();
+        eventually("the watcher has seen the end", async || {
+            self.watcher.has_looked_since(ended).then_some(())
+        })
+        .await;
     }
 
     /// Waits until everything is finished; fails only when nothing moves any more.

@@ -86,6 +86,11 @@ impl Watcher {
         Self { record, looking }
     }
 
+    /// Whether it knows what was so at this moment.
+    pub(crate) fn has_looked_since(&self, since: Instant) -> bool {
+        self.record.lock().unwrap().asked.is_some_and(|asked| asked > since)
+    }
+
     /// Which node has each shard, as it was seen last.
     pub(crate) fn owners(&self) -> BTreeMap<i16, String> {
         let record = self.record.lock().unwrap();
