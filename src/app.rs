@@ -529,30 +529,70 @@ impl Running {
 }
 
 /// A store that no server has open, for what is done to it then.
-#[derive(Clone)]
+#[derive(Debug)]
 pub enum ClosedStore {
     /// In this data directory.
     DataDir(PathBuf),
-    /// In the PostgreSQL of this connection URL.
-    Postgres(String),
-}
-
-impl std::fmt::Debug for ClosedStore {
-    /// The URL may hold a password.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, f)
-    }
+    /// In this PostgreSQL.
+    Postgres(Box<Target>),
 }
 
 impl std::fmt::Display for ClosedStore {
+    /// Without user and password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::DataDir(path) => std::fmt::Display::fmt(&path.display(), f),
-            Self::Postgres(url) => match Target::parse(url) {
-                Ok(target) => f.write_str(&target.place()),
-                Err(_) => f.write_str("PostgreSQL"),
-            },
+            Self::Postgres(target) => f.write_str(&target.place()),
         }
+    }
+}
+
+impl ClosedStore {
+    /// The PostgreSQL of a connection URL.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the URL, without any part of it: that may be a password.
+    pub fn postgres(url: &str) -> anyhow::Result<Self> {
+        let target = Target::parse(url).map_err(|rule| anyhow!("the connection URL {rule}"))?;
+        Ok(Self::Postgres(Box::new(target)))
+    }
+
+    /// One side of a copy: a connection URL, or the path of a data directory.
+    fn of_copy(text: &str, side: &str) -> anyhow::Result<Self> {
+        if Target::is_url(text) {
+            return Self::postgres(text).with_context(|| format!("the {side} cannot be used"));
+        }
+        let scheme = text.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
+        let is_odd = text.contains("://")
+            || scheme.is_some_and(|it| it == "postgres" || it == "postgresql")
+            || ["host=", "dbname=", "password="].iter().any(|name| text.contains(name));
+        if text.is_empty() || text == "embedded" || is_odd {
+            bail!("the {side} must be the path of a data directory, or begin with postgres://");
+        }
+        Ok(Self::DataDir(PathBuf::from(text)))
+    }
+
+    const fn is_postgres(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
+    fn is_same_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Postgres(one), Self::Postgres(other)) => one.place() == other.place(),
+            (Self::DataDir(one), Self::DataDir(other)) => {
+                let real = |path: &Path| path.canonicalize().ok();
+                real(one).is_some_and(|one| Some(one) == real(other))
+            }
+            _ => false,
+        }
+    }
+
+    async fn open_for_copy(&self) -> anyhow::Result<Side> {
+        Ok(match self {
+            Self::Postgres(target) => Side::Postgres(PostgresSide::open(target).await?),
+            Self::DataDir(directory) => Side::Sqlite(SqliteSide::open(directory)?),
+        })
     }
 }
 
@@ -565,8 +605,8 @@ pub async fn reset_admin_token(store: &ClosedStore) -> anyhow::Result<Token> {
     let token = random_token(Token::ADMIN_PREFIX)?;
     let data_dir = match store {
         ClosedStore::DataDir(data_dir) => data_dir,
-        ClosedStore::Postgres(url) => {
-            let unused = open_unused(url).await?;
+        ClosedStore::Postgres(target) => {
+            let unused = postgres::Unused::open(target).await?;
             let stored = unused.set_admin_token(token.hash(), SystemClock::new().now()).await;
             unused.close().await;
             return Ok(stored.map(|()| token)?);
@@ -582,11 +622,6 @@ pub async fn reset_admin_token(store: &ClosedStore) -> anyhow::Result<Token> {
     tokio::task::spawn_blocking(move || embedded.close()).await?;
     stored?;
     Ok(token)
-}
-
-async fn open_unused(url: &str) -> anyhow::Result<postgres::Unused> {
-    let target = Target::parse(url).map_err(|rule| anyhow!("the connection URL {rule}"))?;
-    Ok(postgres::Unused::open(&target).await?)
 }
 
 /// What a change of keys has done.
@@ -623,9 +658,9 @@ pub async fn count_lost_secrets(store: &ClosedStore, keys: Option<&str>) -> anyh
             on_store(data_dir, move |directory| Embedded::count_lost_secrets(directory, &keys))
                 .await
         }
-        ClosedStore::Postgres(url) => {
+        ClosedStore::Postgres(target) => {
             let keys = keys_of_nodes(keys)?;
-            let unused = open_unused(url).await?;
+            let unused = postgres::Unused::open(target).await?;
             let lost = unused.count_lost_secrets(&keys).await;
             unused.close().await;
             Ok(lost?)
@@ -650,9 +685,9 @@ pub async fn replace_lost_secrets(
                 move |directory: &Path| Embedded::replace_lost_secrets(directory, &keys, now);
             on_store(data_dir, replace).await?
         }
-        ClosedStore::Postgres(url) => {
+        ClosedStore::Postgres(target) => {
             let keys = keys_of_nodes(keys)?;
-            let mut unused = open_unused(url).await?;
+            let mut unused = postgres::Unused::open(target).await?;
             let replaced = unused.replace_lost_secrets(&keys, now).await;
             unused.close().await;
             replaced?
@@ -719,8 +754,8 @@ pub async fn copy_store(
     to: &str,
     report: &mut (dyn FnMut(CopyProgress) + Send),
 ) -> anyhow::Result<CopiedStore> {
-    let (from, to) = (CopyPlace::parse(from, "source")?, CopyPlace::parse(to, "target")?);
-    if let CopyPlace::Directory(from) = &from
+    let (from, to) = (ClosedStore::of_copy(from, "source")?, ClosedStore::of_copy(to, "target")?);
+    if let ClosedStore::DataDir(from) = &from
         && !Embedded::exists(from)
     {
         bail!("there is no Rollcall data in {}", from.display());
@@ -728,20 +763,20 @@ pub async fn copy_store(
     if from.is_same_as(&to) {
         bail!("source and target are the same store: name another target");
     }
-    let mut source = from.open().await.context("cannot open the source")?;
-    if let CopyPlace::Directory(to) = &to
+    let mut source = from.open_for_copy().await.context("cannot open the source")?;
+    if let ClosedStore::DataDir(to) = &to
         && !Embedded::exists(to)
     {
         // Before anything is made there.
         source.check().await.context("cannot copy from the source")?;
         check_new(to)?;
     }
-    let mut target = to.open().await.context("cannot open the target")?;
+    let mut target = to.open_for_copy().await.context("cannot open the target")?;
     let outcome = store::copy::copy(&mut source, &mut target, report).await;
     source.close().await;
     target.close().await;
     let outcome = outcome?;
-    let next = match (from.is_url(), to.is_url()) {
+    let next = match (from.is_postgres(), to.is_postgres()) {
         (false, true) => {
             "give every node the keys of secret.key in the source's directory, as secret_key or secret_key_file"
         }
@@ -750,54 +785,6 @@ pub async fn copy_store(
         (true, true) => "the nodes keep their secret_key",
     };
     Ok(CopiedStore { outcome, next })
-}
-
-/// One side of a copy, as it was given.
-enum CopyPlace {
-    Directory(PathBuf),
-    Url(Box<Target>),
-}
-
-impl CopyPlace {
-    /// No part of the text is in the error: it may be a password.
-    fn parse(text: &str, side: &str) -> anyhow::Result<Self> {
-        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            let target = Target::parse(text)
-                .map_err(|rule| anyhow!("the connection URL of the {side} {rule}"))?;
-            return Ok(Self::Url(Box::new(target)));
-        }
-        let is_odd = text.contains("://")
-            || ["postgres:", "postgresql:"]
-                .iter()
-                .any(|it| text.to_ascii_lowercase().starts_with(it))
-            || ["host=", "dbname=", "password="].iter().any(|name| text.contains(name));
-        if text.is_empty() || text == "embedded" || is_odd {
-            bail!("the {side} must be the path of a data directory, or begin with postgres://");
-        }
-        Ok(Self::Directory(PathBuf::from(text)))
-    }
-
-    const fn is_url(&self) -> bool {
-        matches!(self, Self::Url(_))
-    }
-
-    fn is_same_as(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Url(one), Self::Url(other)) => one.place() == other.place(),
-            (Self::Directory(one), Self::Directory(other)) => {
-                let real = |path: &Path| path.canonicalize().ok();
-                real(one).is_some_and(|one| Some(one) == real(other))
-            }
-            _ => false,
-        }
-    }
-
-    async fn open(&self) -> anyhow::Result<Side> {
-        Ok(match self {
-            Self::Url(target) => Side::Postgres(PostgresSide::open(target).await?),
-            Self::Directory(directory) => Side::Sqlite(SqliteSide::open(directory)?),
-        })
-    }
 }
 
 /// Refuses a directory that has something else in it. A key file that was put there before is expected.

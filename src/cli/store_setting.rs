@@ -59,12 +59,12 @@ impl StoreSetting {
             (None, Some(path)) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("cannot read {}", path.display()))?;
-                Ok(ClosedStore::Postgres(text.trim_end().to_owned()))
+                ClosedStore::postgres(text.trim_end())
             }
             (store, None) => {
                 let text = store.and_then(|text| text.to_str());
                 let text = text.ok_or_else(|| anyhow!("store must be a connection URL"))?;
-                Ok(ClosedStore::Postgres(text.to_owned()))
+                ClosedStore::postgres(text)
             }
         }
     }

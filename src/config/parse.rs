@@ -15,7 +15,6 @@ use url::Url;
 
 use super::duration::parse_within;
 use super::load::{CorsOrigins, LogFormat};
-use super::table::STORE_SCHEMES;
 use crate::domain::tenancy::Token;
 use crate::store::keyring::Keyring;
 use crate::store::postgres::Target;
@@ -67,7 +66,7 @@ pub(super) fn store(text: &str) -> Parsed<Option<Target>> {
     if text.is_empty() || text == "embedded" {
         return Ok(None);
     }
-    if !STORE_SCHEMES.iter().any(|scheme| text.starts_with(scheme)) {
+    if !Target::is_url(text) {
         return Err(String::new());
     }
     Target::parse(text).map(Some).map_err(|why| format!("it {why}"))

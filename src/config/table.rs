@@ -3,6 +3,8 @@
 //! Flags, environment variables, file keys, the commented default file and `docs/configuration.md` all come from
 //! here. A new setting needs a row here and a field with its line in `load.rs`; a test compares the two.
 
+use crate::store::postgres::Target;
+
 /// How a value is written; decides what the file may hold and how the flag is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -74,7 +76,7 @@ impl Setting {
             "admin_token" | "secret_key" if !value.is_empty() => "(hidden)".to_owned(),
             // A database URL may carry a password, also where it is malformed, so only its scheme is shown.
             "store" if !value.is_empty() && value != "embedded" => {
-                let scheme = STORE_SCHEMES.iter().find(|scheme| value.starts_with(**scheme));
+                let scheme = Target::SCHEMES.iter().find(|scheme| value.starts_with(**scheme));
                 format!("{}(hidden)", scheme.copied().unwrap_or_default())
             }
             "proxy" => shown_proxy(value),
@@ -91,9 +93,6 @@ pub(super) fn shown_proxy(value: &str) -> String {
         None => value.to_owned(),
     }
 }
-
-/// What the URL of a PostgreSQL starts with.
-pub(super) const STORE_SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 
 /// What every environment variable of Rollcall starts with.
 pub const VARIABLE_PREFIX: &str = "ROLLCALL_";

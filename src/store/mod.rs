@@ -31,7 +31,9 @@ use crate::domain::event::Event;
 use crate::domain::id::{AppId, ContactId, ServiceId};
 use crate::domain::page::Page;
 use crate::domain::shard::Shard;
-use crate::domain::subscription::{StoredSecret, Subscription};
+use crate::domain::subscription::{
+    SIGNING_SECRET_BYTES, SigningSecret, StoredSecret, Subscription,
+};
 use crate::domain::tenancy::{App, Service, StoredToken, TokenHash};
 
 use self::queue::Write;
@@ -70,6 +72,18 @@ pub enum Error {
     /// The store holds something it must not, or a statement is wrong.
     #[error("store error: {0}")]
     Internal(String),
+}
+
+/// A new secret that signs notifications.
+///
+/// # Errors
+///
+/// The system gives no random numbers.
+pub fn random_secret() -> Result<SigningSecret, Error> {
+    let mut random = vec![0; SIGNING_SECRET_BYTES];
+    getrandom::fill(&mut random)
+        .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
+    Ok(SigningSecret(random))
 }
 
 /// What a read gives, when it is there.

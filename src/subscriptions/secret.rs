@@ -5,8 +5,7 @@ use std::time::Duration;
 use crate::delivery::signing::format_secret;
 use crate::domain::audit::Origin;
 use crate::domain::id::{AppId, ServiceId};
-use crate::domain::subscription::{SIGNING_SECRET_BYTES, SigningSecret};
-use crate::store::Error;
+use crate::store::{Error, random_secret};
 
 use super::Subscriptions;
 
@@ -37,10 +36,7 @@ impl Subscriptions {
         service: ServiceId,
         app: AppId,
     ) -> Result<String, Error> {
-        let mut random = [0; SIGNING_SECRET_BYTES];
-        getrandom::fill(&mut random)
-            .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
-        let secret = SigningSecret(random.to_vec());
+        let secret = random_secret()?;
         let text = format_secret(&secret);
         let earlier_until = self.clock.now().plus(SECRET_OVERLAP);
         self.write.by(origin).rotate_secret(service, app, secret, earlier_until).await?;

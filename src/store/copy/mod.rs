@@ -126,13 +126,15 @@ impl Side {
     ///
     /// It was copied away or is not filled yet, or cannot be read.
     pub async fn check(&mut self) -> Result<(), Error> {
-        let text = on_side!(self, side => side.mark(), side.mark())?;
-        Mark::check(text.as_deref())
+        Mark::check(self.mark_text().await?.as_deref())
     }
 
     async fn mark(&mut self) -> Result<Option<Mark>, Error> {
-        let text = on_side!(self, side => side.mark(), side.mark())?;
-        Mark::parse(text.as_deref())
+        Mark::parse(self.mark_text().await?.as_deref())
+    }
+
+    async fn mark_text(&mut self) -> Result<Option<String>, Error> {
+        on_side!(self, side => side.mark(), side.mark())
     }
 
     async fn set_mark(&mut self, mark: &Mark) -> Result<(), Error> {

@@ -54,6 +54,15 @@ impl fmt::Debug for Target {
 }
 
 impl Target {
+    /// What a connection URL begins with.
+    pub const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
+
+    /// Whether a text is meant as a connection URL.
+    #[must_use]
+    pub fn is_url(text: &str) -> bool {
+        Self::SCHEMES.iter().any(|scheme| text.starts_with(scheme))
+    }
+
     /// Reads a connection URL: `postgres://user:password@host:port/database`, several hosts with commas between them.
     /// Without `sslmode` a host that is not this machine needs TLS with a certificate that is verified. `sslmode=disable`
     /// turns it off, `sslrootcert` names a file of certificates to trust in place of the system's, and asks for TLS.
@@ -62,7 +71,7 @@ impl Target {
     ///
     /// What is wrong with it, in a text that shows no part of the password.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if !(text.starts_with("postgres://") || text.starts_with("postgresql://")) {
+        if !Self::is_url(text) {
             return Err("must begin with postgres://".to_owned());
         }
         let (address, query) = text.split_once('?').unwrap_or((text, ""));

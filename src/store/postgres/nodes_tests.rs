@@ -123,6 +123,15 @@ async fn until(what: &str, patience: Duration, reached: impl Fn() -> bool) -> Du
     began.elapsed()
 }
 
+/// A way to this database through a [`silent_proxy`], and what silences it.
+async fn way_to(database: &TestDatabase) -> (Target, Arc<AtomicBool>) {
+    let silent = Arc::new(AtomicBool::new(false));
+    let host = database.url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let port = silent_proxy(host.clone(), Arc::clone(&silent)).await;
+    let through = database.url.replace(&host, &format!("127.0.0.1:{port}"));
+    (Target::parse(&through).unwrap(), silent)
+}
+
 /// All shards are had, each once, and the numbers differ by one at most.
 fn shared_evenly(nodes: &[&Seen]) -> bool {
     let live: Vec<BTreeSet<Shard>> = nodes.iter().map(|node| node.live()).collect();
@@ -159,16 +168,13 @@ fn watch(nodes: Vec<Arc<Seen>>, end: Arc<AtomicBool>) -> std::thread::JoinHandle
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_share_the_shards_take_over_from_one_that_is_cut_off_and_hand_over_in_peace() {
     let database = TestDatabase::new().await;
-    let silent = Arc::new(AtomicBool::new(false));
-    let host = database.url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
-    let port = silent_proxy(host.clone(), Arc::clone(&silent)).await;
-    let through = database.url.replace(&host, &format!("127.0.0.1:{port}"));
+    let (through, silent) = way_to(&database).await;
 
     let first = start(database.target.clone(), "first");
     let alone = [&*first.seen];
     let had = until("one has all", REBALANCED, || shared_evenly(&alone)).await;
     let second = start(database.target.clone(), "second");
-    let third = start(Target::parse(&through).unwrap(), "third");
+    let third = start(through, "third");
     let (a, b, c) = (&*first.seen, &*second.seen, &*third.seen);
     let end = Arc::new(AtomicBool::new(false));
     let all = [&first, &second, &third].map(|node| Arc::clone(&node.seen));
@@ -221,13 +227,10 @@ async fn crash(database: &TestDatabase) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_a_new_era_nobody_has_a_shard_until_every_lease_of_before_is_over() {
     let database = TestDatabase::new().await;
-    let silent = Arc::new(AtomicBool::new(false));
-    let host = database.url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
-    let port = silent_proxy(host.clone(), Arc::clone(&silent)).await;
-    let through = database.url.replace(&host, &format!("127.0.0.1:{port}"));
+    let (through, silent) = way_to(&database).await;
     let first = start(database.target.clone(), "first");
     let second = start(database.target.clone(), "second");
-    let cut_off = start(Target::parse(&through).unwrap(), "cut off");
+    let cut_off = start(through, "cut off");
     let (a, b, c) = (&*first.seen, &*second.seen, &*cut_off.seen);
     until("three share", REBALANCED, || shared_evenly(&[a, b, c])).await;
     let before = a.ownership.all();
@@ -316,11 +319,8 @@ async fn a_shard_that_another_node_claims_at_the_same_moment_stays_with_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shards_that_come_back_after_the_lease_was_over_have_a_new_epoch() {
     let database = TestDatabase::new().await;
-    let silent = Arc::new(AtomicBool::new(false));
-    let host = database.url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
-    let port = silent_proxy(host.clone(), Arc::clone(&silent)).await;
-    let through = database.url.replace(&host, &format!("127.0.0.1:{port}"));
-    let node = start(Target::parse(&through).unwrap(), "alone");
+    let (through, silent) = way_to(&database).await;
+    let node = start(through, "alone");
     until("it has all", REBALANCED, || shared_evenly(&[&node.seen])).await;
     let before = node.seen.ownership.all();
 

@@ -12,11 +12,10 @@ use super::{audit, copying, tenancy, unavailable};
 use crate::domain::audit::{Action, Origin, SERVER, Subject};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::IdMaker;
-use crate::domain::subscription::{SIGNING_SECRET_BYTES, SigningSecret};
 use crate::domain::tenancy::TokenHash;
 use crate::store::audit_rows::Audit;
 use crate::store::keyring::{Key, KeyId, Keyring, SecretPlace};
-use crate::store::{Commit, Error};
+use crate::store::{Commit, Error, random_secret};
 
 /// A PostgreSQL that no node uses, until [`Self::close`].
 pub struct Unused {
@@ -155,10 +154,7 @@ async fn replace_lost(change: &mut Change<'_>) -> Result<u64, Stop> {
             continue;
         }
         place.number += 1;
-        let mut secret = vec![0; SIGNING_SECRET_BYTES];
-        getrandom::fill(&mut secret)
-            .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
-        insert(change, place, &SigningSecret(secret)).await?;
+        insert(change, place, &random_secret()?).await?;
         replaced += 1;
         let subject = Subject { app: Some(place.app), ..Subject::default() };
         change.note(place.service, Action::SecretRotate, subject);

@@ -26,7 +26,7 @@ pub(super) async fn remove_attempts<S: Session>(
     before: Timestamp,
     limit: u64,
 ) -> Result<u64, tokio_postgres::Error> {
-    remove(session, "failed_attempts", "at < $2 ORDER BY at", limit, before).await
+    remove(session, "failed_attempts", "at < $2 ORDER BY at", limit, before.millis()).await
 }
 
 /// A service with events to remove, as it looked without a lock.

@@ -22,7 +22,7 @@ const SLICE_AUDIT_ROWS: u64 = 200;
 /// Ids of transactions that are this old on the database's clock.
 const OLD_GROUPS: &str = "at < (extract(epoch FROM now()) * 1000)::bigint - $2";
 /// How long the id of a transaction is kept. Who does not know its end finds out within seconds.
-const GROUP_AGE: Timestamp = Timestamp::from_millis(3_600_000);
+const GROUP_AGE_MILLIS: i64 = 3_600_000;
 
 /// Rows by which a table may grow before the planner is told for the first time; afterwards when it is three times as
 /// long. Autovacuum looks once a minute. Until then a plan made for an empty table stays in use, and of two indexes that
@@ -72,12 +72,13 @@ impl Upkeep {
             return Ok(full);
         }
         let old = now.minus(IDEMPOTENCY_AGE);
-        let keys = remove(client, "idempotency_keys", "at <= $2", SLICE_ROWS, old).await?;
+        let keys = remove(client, "idempotency_keys", "at <= $2", SLICE_ROWS, old.millis()).await?;
         let mut rows = keys;
         for table in ["app_tokens", "app_secrets", "admin_tokens"] {
-            rows = rows.max(remove(client, table, "expires_at <= $2", SLICE_ROWS, now).await?);
+            rows = rows
+                .max(remove(client, table, "expires_at <= $2", SLICE_ROWS, now.millis()).await?);
         }
-        rows = rows.max(remove(client, "groups", OLD_GROUPS, SLICE_ROWS, GROUP_AGE).await?);
+        rows = rows.max(remove(client, "groups", OLD_GROUPS, SLICE_ROWS, GROUP_AGE_MILLIS).await?);
         let before = now.minus(self.retention.attempts);
         rows = rows.max(retention::remove_attempts(client, before, SLICE_ROWS).await?);
         if rows >= SLICE_ROWS {
@@ -124,19 +125,19 @@ async fn end<T>(client: &ClientWrapper, done: Result<T, Stop>) -> Result<T, Stop
     done
 }
 
-/// Removes rows of a table that `filter` names by a time, `$2`, and that nobody has locked, at most `limit`.
+/// Removes rows of a table that `filter` names by a time or an age, `$2` in milliseconds, and that nobody has locked, at most `limit`.
 pub(super) async fn remove<S: Session>(
     session: &S,
     table: &str,
     filter: &str,
     limit: u64,
-    time: Timestamp,
+    millis: i64,
 ) -> Result<u64, tokio_postgres::Error> {
     let sql = format!(
         "DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE {filter} \
          LIMIT $1 FOR UPDATE SKIP LOCKED))"
     );
-    execute(session, &sql, &[&super::change::int(limit), &time.millis()]).await
+    execute(session, &sql, &[&super::change::int(limit), &millis]).await
 }
 
 /// Removes rows of a hidden service, the service itself last, so that a crash in between goes on here. Gives whether

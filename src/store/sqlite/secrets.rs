@@ -19,12 +19,10 @@ use super::writer::{Change, Stop};
 use crate::domain::audit::{Action, Origin, SERVER, Subject};
 use crate::domain::clock::Timestamp;
 use crate::domain::id::{AppId, ServiceId};
-use crate::domain::subscription::{
-    SIGNING_SECRET_BYTES, SIGNING_SECRETS_MAX, SigningSecret, StoredSecret,
-};
+use crate::domain::subscription::{SIGNING_SECRETS_MAX, SigningSecret, StoredSecret};
 use crate::store::audit_rows::Audit;
 use crate::store::keyring::{KeyId, Keyring, SecretPlace};
-use crate::store::{ChangedSecrets, Error};
+use crate::store::{ChangedSecrets, Error, random_secret};
 
 /// In `meta` while bytes of what was sealed anew may be left in the file.
 const SCRUB: &str = "secrets_scrub";
@@ -358,10 +356,7 @@ pub(super) fn replace_lost(
             continue;
         }
         place.number += 1;
-        let mut secret = vec![0; SIGNING_SECRET_BYTES];
-        getrandom::fill(&mut secret)
-            .map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
-        match insert(&tx, keys, place, &SigningSecret(secret)) {
+        match insert(&tx, keys, place, &random_secret()?) {
             Ok(()) => {
                 replaced += 1;
                 let subject = Subject { app: Some(place.app), ..Subject::default() };
